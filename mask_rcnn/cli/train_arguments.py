@@ -63,7 +63,7 @@ class TrainArguments:
     batchsize: int
     subdivisions: int
     roi_batch: int | None
-    train_proposals: int
+    train_proposals: int | None
     gamma: float
     augmentation: Augmentation
     clip_gradient: float | None

@@ -24,7 +24,6 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.config import EXTRACTORS, Config
 from mask_rcnn.config.fields import describe_value
 from mask_rcnn.config.schedules import DEFAULT_DECAYS, DEFAULT_ITERATIONS, DEFAULT_RATE, DEFAULT_WARMUP
-from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training import distributed
 from mask_rcnn.training.schedule import DETECTRON_SCHEDULES
 from mask_rcnn.weights.pretrained_files import MODEL_FOLDER
@@ -273,9 +272,9 @@ def add_sampling(add: AddArgument) -> None:
     add(
         '--train-proposals',
         type=positive_int,
-        default=Sampling.train_post_nms,
         metavar='N',
-        help='proposals per image from which the RoIs are sampled (default: %(default)s)',
+        help='proposals per image from which the RoIs are sampled (default: 2000; for FPNs of detectron2: 1000, with '
+        'keypoints 1500)',
     )
 
 

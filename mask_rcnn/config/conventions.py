@@ -273,12 +273,15 @@ class LossConventions(CheckedConventions):
         rpn_loss_divides_by_batch_size: Whether the objectness loss of an FPN is divided by the requested number of
             anchors, which may exceed the number of sampled anchors (Detectron), or by the number of sampled anchors
             (Matterport).
+        rpn_box_loss_divides_by_batch_size: Whether both losses of the RPN, of a C4 network as well, are divided by the
+            requested number of anchors (detectron2), or the smooth L1 loss by ``box_loss_normalizer``.
     """
 
     rpn_smooth_l1_beta: float
     box_smooth_l1_beta: float
     box_loss_normalizer: Literal['sampled', 'positive']
     rpn_loss_divides_by_batch_size: bool
+    rpn_box_loss_divides_by_batch_size: bool
 
 
 @dataclass(frozen=True)
@@ -291,16 +294,27 @@ class TrainingConventions(CheckedConventions):
             and offset, and those of affine channels, are trained (DeNA).
         min_object_size: Objects whose box has a side of at most this many pixels are not used: 10 (DeNA) or 0.
         use_crowds: Whether crowd regions are matched with RoIs (Detectron), or dropped (DeNA).
+        exclusive_corners: Whether the second corner of an object's box is the end of its last pixel (torchvision,
+            detectron2), or that pixel itself (Detectron).
+        keypoint_shift: Value added to the coordinates of annotated keypoints, which are whole pixels in COCO's files:
+            0.5, the centre of the pixel (detectron2), or 0.
         anchors_inside_only: Whether only anchors inside of the image are sampled (Detectron), or all (torchvision).
         redraw_negatives: Whether negative anchors are drawn with replacement and overwrite the best anchors of objects
             (Detectron), or are drawn without replacement and spare them (DeNA).
+        fpn_proposals: Maximum number of an FPN's proposals in training, by default: 2000 (Detectron), 1000 (detectron2)
+            or 1500 (its keypoint networks).
+        match_in_input: Whether RoIs are matched with objects in coordinates of the network input (torchvision,
+            detectron2), or in pixels of the original image (Detectron).
         roi_batch: Number of RoIs sampled per image, by default: 512 (Detectron) or 128 (DeNA).
+        share_keypoint_rois: Whether the keypoint head is trained on the foreground RoIs of the box head (torchvision,
+            detectron2), or on RoIs that are sampled for it (Detectron).
         mask_targets: ``'polygons'`` rasterises the object's polygons in the grid of the RoI (Detectron).
             ``'polygons_in_input'`` does so in coordinates of the network input (detectron2).  ``'bitmap'`` crops the
             object's bitmap in the network input at the RoI's truncated corners and resizes it (DeNA).
             ``'roi_align'`` averages the object's bitmap in the network input with RoIAlign (torchvision).
-        decay_all: Whether all parameters have the same learning rate and weight decay (DeNA), or biases have twice the
-            learning rate and neither biases nor normalisations have weight decay (Detectron).
+        decay_all: Whether biases have the learning rate and the weight decay of the other parameters (DeNA), or twice
+            the learning rate and no weight decay (Detectron).
+        decay_norms: Whether scale and shift of normalisations have weight decay (DeNA, torchvision), or not.
         correct_momentum: Whether the momentum is scaled with the learning rate when that jumps (Detectron), or not
             (DeNA).
         sum_images: Whether the gradients of the images of a batch are added (DeNA) or averaged (Detectron).
@@ -310,10 +324,16 @@ class TrainingConventions(CheckedConventions):
     fix_statistics: bool
     min_object_size: float
     use_crowds: bool
+    exclusive_corners: bool
+    keypoint_shift: float
     anchors_inside_only: bool
     redraw_negatives: bool
+    fpn_proposals: int
+    match_in_input: bool
     roi_batch: int
+    share_keypoint_rois: bool
     mask_targets: Literal['polygons', 'polygons_in_input', 'bitmap', 'roi_align']
     decay_all: bool
+    decay_norms: bool
     correct_momentum: bool
     sum_images: bool

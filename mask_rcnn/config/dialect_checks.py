@@ -37,6 +37,8 @@ _RANGES: dict[str, fields.Check] = {
     'box_smooth_l1_beta': _NON_NEGATIVE,
     'frozen_stages': fields.integer(0, 5),
     'min_object_size': _NON_NEGATIVE,
+    'keypoint_shift': _FRACTION,
+    'fpn_proposals': fields.integer(1),
     'roi_batch': fields.integer(1),
 }
 

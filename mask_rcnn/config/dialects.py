@@ -195,17 +195,24 @@ DETECTRON = Dialect(
         box_smooth_l1_beta=1.0,
         box_loss_normalizer='sampled',
         rpn_loss_divides_by_batch_size=True,
+        rpn_box_loss_divides_by_batch_size=False,
     ),
     training=TrainingConventions(
         frozen_stages=2,
         fix_statistics=False,
         min_object_size=0.0,
         use_crowds=True,
+        exclusive_corners=False,
+        keypoint_shift=0.0,
         anchors_inside_only=True,
         redraw_negatives=True,
+        fpn_proposals=2000,
+        match_in_input=False,
         roi_batch=512,
+        share_keypoint_rois=False,
         mask_targets='polygons',
         decay_all=False,
+        decay_norms=False,
         correct_momentum=True,
         sum_images=False,
     ),
@@ -284,6 +291,7 @@ MATTERPORT = Dialect(
         box_smooth_l1_beta=1.0,
         box_loss_normalizer='positive',
         rpn_loss_divides_by_batch_size=False,
+        rpn_box_loss_divides_by_batch_size=False,
     ),
     training=DETECTRON.training,  # fine-tuning follows Detectron
 )
@@ -313,6 +321,7 @@ DENA = DETECTRON.replace(
         'roi_batch': 128,
         'mask_targets': 'bitmap',
         'decay_all': True,
+        'decay_norms': True,
         'correct_momentum': False,
         'sum_images': True,
     },
@@ -367,10 +376,14 @@ TORCHVISION = DETECTRON.replace(
     losses={'box_smooth_l1_beta': 1 / 9, 'rpn_loss_divides_by_batch_size': False},
     training={
         'use_crowds': False,
+        'exclusive_corners': True,
         'anchors_inside_only': False,
         'redraw_negatives': False,
+        'match_in_input': True,
+        'share_keypoint_rois': True,
         'mask_targets': 'roi_align',
         'decay_all': True,
+        'decay_norms': True,
         'correct_momentum': False,
     },
 )
@@ -393,8 +406,18 @@ DETECTRON2 = TORCHVISION.replace(
     detections={'shift_counts_background': False, 'min_box_size': 0.0, 'clip_to_original': True},
     masks={'padding': 0, 'continuous_box': True, 'threshold_inclusive': True},
     keypoints={'softmax_grid': 'predicted'},
-    losses={'rpn_smooth_l1_beta': 0.0, 'box_smooth_l1_beta': 0.0, 'rpn_loss_divides_by_batch_size': True},
-    training={'mask_targets': 'polygons_in_input'},
+    losses={
+        'rpn_smooth_l1_beta': 0.0,
+        'box_smooth_l1_beta': 0.0,
+        'rpn_loss_divides_by_batch_size': True,
+        'rpn_box_loss_divides_by_batch_size': True,
+    },
+    training={
+        'keypoint_shift': 0.5,
+        'fpn_proposals': 1000,
+        'mask_targets': 'polygons_in_input',
+        'decay_norms': False,
+    },
 )
 
 #: All dialects by name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ class TrainingTransform:
         """
         conventions = self.config.dialect.training
         example = dataclasses.replace(example, annotations=select_objects(example.annotations, conventions))
-        if conventions.mask_targets == 'bitmap':  # a flipped polygon is rasterised one pixel beside the flipped bitmap
+        if conventions.mask_targets in ('bitmap', 'roi_align'):
+            # A flipped polygon is rasterised one pixel beside the flipped bitmap.
             example = rasterize(example)
         size, factor = example.image.shape[1:], self.augmentation.draw_scale(seed)
         scale = input_scale(size, self.config) * factor
@@ -48,7 +50,7 @@ class TrainingTransform:
             changed = dataclasses.replace(changed, annotations=select_objects(changed.annotations, conventions))
         example = changed
         if self.augmentation.flip and np.random.RandomState([seed, _FLIP_STREAM]).rand() < 0.5:
-            example = flip_horizontal(example)
+            example = flip_horizontal(example, polygon_offset=0 if conventions.exclusive_corners else 1)
         if self.augmentation.color_jitter and self.config.dialect.input.resize == 'pillow_uint8':
             example = dataclasses.replace(example, image=np.rint(example.image))  # Pillow resizes bytes only
         # Without a factor, the sizes are exactly those of inference; a quarter turn exchanges them.
@@ -57,7 +59,7 @@ class TrainingTransform:
         return TrainingExample(
             x=x,
             image_transform=image_transform,
-            annotations=example.annotations,
+            annotations=in_coordinates(example.annotations, conventions),
             name=example.name,
             image_id=example.image_id,
             seed=seed,
@@ -82,6 +84,23 @@ def select_objects(annotations: Annotations, conventions: TrainingConventions) -
     return annotations if used.all() else annotations.select(used)
 
 
+def in_coordinates(annotations: Annotations, conventions: TrainingConventions) -> Annotations:
+    """Return objects whose boxes and keypoints have the coordinates of a dialect.
+
+    Args:
+        annotations: Objects in pixels, as :class:`~mask_rcnn.datasets.example.Annotations` describes them.
+        conventions: Provides ``exclusive_corners`` and ``keypoint_shift``.
+    """
+    changes: dict[str, Any] = {}
+    if conventions.exclusive_corners:
+        changes['boxes'] = annotations.boxes + np.array([0, 0, 1, 1], np.float32)
+    if conventions.keypoint_shift and annotations.keypoints is not None:
+        is_labelled = annotations.keypoints[:, :, 2:] > 0
+        shift = np.array([conventions.keypoint_shift, conventions.keypoint_shift, 0], np.float32)
+        changes['keypoints'] = annotations.keypoints + shift * is_labelled
+    return dataclasses.replace(annotations, **changes) if changes else annotations
+
+
 def rasterize(example: Example) -> Example:
     """Replace the polygons of an example by run lengths of the image's size."""
     size = example.image.shape[1], example.image.shape[2]
@@ -93,22 +112,30 @@ def rasterize(example: Example) -> Example:
     return dataclasses.replace(example, annotations=annotations)
 
 
-def flip_horizontal(example: Example) -> Example:
+def flip_horizontal(example: Example, *, polygon_offset: int = 1) -> Example:
     """Flip an example horizontally.
 
     Boxes, polygons and keypoints are flipped by Detectron's formula ``x' = W - x - 1`` (``datasets/roidb.py``,
     ``extend_with_flipped_entries``).  Left and right keypoints are exchanged (``detectron/utils/keypoints.py``,
     ``flip_keypoints``).
+
+    Args:
+        example: The example.
+        polygon_offset: 1 for that formula; 0 to flip polygons by ``x' = W - x``, to the outline of the flipped shape
+            (detectron2).
     """
     image = np.ascontiguousarray(example.image[:, :, ::-1])
-    return dataclasses.replace(example, image=image, annotations=_flip_annotations(example.annotations, image.shape[2]))
+    annotations = _flip_annotations(example.annotations, image.shape[2], polygon_offset)
+    return dataclasses.replace(example, image=image, annotations=annotations)
 
 
-def _flip_annotations(annotations: Annotations, width: int) -> Annotations:
+def _flip_annotations(annotations: Annotations, width: int, polygon_offset: int) -> Annotations:
     boxes = annotations.boxes.copy()
     boxes[:, 1] = width - annotations.boxes[:, 3] - 1
     boxes[:, 3] = width - annotations.boxes[:, 1] - 1
-    segmentations = tuple(_flip_segmentation(segmentation, width) for segmentation in annotations.segmentations)
+    segmentations = tuple(
+        _flip_segmentation(segmentation, width, polygon_offset) for segmentation in annotations.segmentations
+    )
     keypoints = None if annotations.keypoints is None else _flip_keypoints(annotations.keypoints, width)
     return dataclasses.replace(annotations, boxes=boxes, segmentations=segmentations, keypoints=keypoints)
 
@@ -119,13 +146,13 @@ def _flip_keypoints(keypoints: np.ndarray, width: int) -> np.ndarray:
     return flipped
 
 
-def _flip_segmentation(segmentation: Segmentation, width: int) -> Segmentation:
+def _flip_segmentation(segmentation: Segmentation, width: int, polygon_offset: int) -> Segmentation:
     if isinstance(segmentation, dict):
         return transform_segmentation(segmentation, Symmetry(flip_x=True), (segmentation['size'][0], width))
-    return tuple(_flip_polygon(polygon, width) for polygon in segmentation)
+    return tuple(_flip_polygon(polygon, width - polygon_offset) for polygon in segmentation)
 
 
-def _flip_polygon(polygon: np.ndarray, width: int) -> np.ndarray:
+def _flip_polygon(polygon: np.ndarray, end: int) -> np.ndarray:
     flipped = polygon.copy()
-    flipped[0::2] = width - polygon[0::2] - 1
+    flipped[0::2] = end - polygon[0::2]
     return flipped

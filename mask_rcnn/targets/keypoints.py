@@ -6,13 +6,15 @@ As in Detectron, a keypoint is visible if its visibility is above 0: hidden but 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import Annotations
+from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.targets.matching import Candidates, match_rois
+from mask_rcnn.targets.matching import Candidates, match_proposals
+from mask_rcnn.targets.rois import SampledRoIs
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 
@@ -37,7 +39,7 @@ def sample_keypoint_rois(
     size: int,
     *,
     sampling: Sampling,
-    offset: float,
+    dialect: Dialect,
     rng: np.random.RandomState,
 ) -> KeypointRoIs:
     """Sample the RoIs of one image for the keypoint head: foreground with at least one visible keypoint.
@@ -50,7 +52,7 @@ def sample_keypoint_rois(
         transform: Maps the original image to the network input.
         size: Height and width of the heat maps in cells.
         sampling: Sampling sizes and IoU thresholds.
-        offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
+        dialect: Provides ``boxes.offset`` and ``training.match_in_input``.
         rng: Random number generator for the sampling.
 
     Returns:
@@ -61,12 +63,44 @@ def sample_keypoint_rois(
         ValueError: The annotations have no keypoints.
     """
     candidates, sampled = sample_keypoint_candidates(
-        proposals, annotations, transform, sampling=sampling, offset=offset, rng=rng
+        proposals, annotations, transform, sampling=sampling, dialect=dialect, rng=rng
     )
     boxes = candidates.boxes[sampled]
-    keypoints: Any = annotations.keypoints
-    locations = keypoint_locations(keypoints[candidates.gt_index[sampled]], boxes, size)
-    return KeypointRoIs(transform.apply_boxes(boxes), locations)
+    keypoints = _matched_keypoints(annotations, transform, dialect)[candidates.gt_index[sampled]]
+    rois = boxes if dialect.training.match_in_input else transform.apply_boxes(boxes)
+    return KeypointRoIs(rois, keypoint_locations(keypoints, boxes, size))
+
+
+def share_rois(
+    rois: SampledRoIs, annotations: Annotations, transform: ImageTransform, size: int, *, dialect: Dialect
+) -> tuple[KeypointRoIs, np.ndarray]:
+    """Return the foreground RoIs of the box head with at least one visible keypoint of their object.
+
+    The other RoIs do not contribute to the loss (``select_proposals_with_visible_keypoints`` of detectron2).
+
+    Args:
+        rois: The RoIs of the image that are sampled for the box head.
+        annotations: The image's objects, with keypoints.
+        transform: Maps the original image to the network input.
+        size: Height and width of the heat maps in cells.
+        dialect: Provides ``boxes.offset`` and ``training.match_in_input``.
+
+    Returns:
+        tuple: The RoIs with their targets, and their indices ``(Q,)`` among those of the box head.
+
+    Raises:
+        ValueError: The annotations have no keypoints.
+    """
+    keypoints, is_object = _matched_keypoints(annotations, transform, dialect), ~annotations.crowd
+    boxes, gt_boxes = rois.boxes[: rois.n_foreground], annotations.boxes
+    if dialect.training.match_in_input:
+        boxes, gt_boxes = rois.rois[: rois.n_foreground], transform.apply_boxes(gt_boxes)
+    if not len(boxes):
+        return KeypointRoIs(boxes, np.zeros((0, keypoints.shape[1]), np.int32)), np.zeros(0, np.intp)
+    matched = box_iou(boxes, gt_boxes[is_object], offset=dialect.boxes.offset).argmax(axis=1)
+    keypoints = keypoints[is_object][matched]
+    rows = np.flatnonzero(visible_inside(keypoints, boxes).any(axis=1))
+    return KeypointRoIs(rois.rois[rows], keypoint_locations(keypoints[rows], boxes[rows], size)), rows
 
 
 def sample_keypoint_candidates(
@@ -75,7 +109,7 @@ def sample_keypoint_candidates(
     transform: ImageTransform,
     *,
     sampling: Sampling,
-    offset: float,
+    dialect: Dialect,
     rng: np.random.RandomState,
 ) -> tuple[Candidates, np.ndarray]:
     """Match the proposals of one image with its objects, and sample those with a visible keypoint.
@@ -88,16 +122,27 @@ def sample_keypoint_candidates(
     Raises:
         ValueError: The annotations have no keypoints.
     """
-    if annotations.keypoints is None:
-        raise ValueError('the network has a keypoint head, but the annotations have no keypoints')
-    candidates = match_rois(transform.invert_boxes(proposals, reciprocal=True), annotations, offset=offset)
+    keypoints = _matched_keypoints(annotations, transform, dialect)
+    candidates = match_proposals(proposals, annotations, transform, dialect=dialect)
     foreground = np.flatnonzero((candidates.iou >= sampling.roi_foreground_iou) & (candidates.gt_index >= 0))
-    keypoints = annotations.keypoints[candidates.gt_index[foreground]]
-    sampled = foreground[visible_inside(keypoints, candidates.boxes[foreground]).any(axis=1)]
+    is_visible = visible_inside(keypoints[candidates.gt_index[foreground]], candidates.boxes[foreground])
+    sampled = foreground[is_visible.any(axis=1)]
     max_rois = round(sampling.roi_foreground_fraction * sampling.roi_batch)
     if len(sampled) > max_rois:
         sampled = rng.choice(sampled, size=max_rois, replace=False)
     return candidates, sampled
+
+
+def _matched_keypoints(annotations: Annotations, transform: ImageTransform, dialect: Dialect) -> np.ndarray:
+    """Return the keypoints ``(G, K, 3)`` in the coordinates in which RoIs are matched."""
+    if annotations.keypoints is None:
+        raise ValueError('the network has a keypoint head, but the annotations have no keypoints')
+    if not dialect.training.match_in_input:
+        return annotations.keypoints
+    keypoints = annotations.keypoints.copy()
+    points = keypoints[:, :, :2]
+    keypoints[:, :, :2] = transform.apply_boxes(points.reshape(-1, 2)).reshape(points.shape)
+    return keypoints
 
 
 def visible_inside(keypoints: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from mask_rcnn.config import Dialect
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.ops.boxes.boxes import box_iou, encode_boxes
 from mask_rcnn.preprocessing.image_transform import ImageTransform
-from mask_rcnn.targets.matching import Candidates, match_rois
+from mask_rcnn.targets.matching import Candidates, match_proposals
 from mask_rcnn.targets.sampling import IGNORED, Sampling
 
 
@@ -53,7 +53,7 @@ def sample_rois(
         annotations: The image's objects.
         transform: Maps the original image to the network input.
         sampling: Sampling sizes and IoU thresholds.
-        dialect: Provides ``boxes.offset`` and ``boxes.box_delta_weights``.
+        dialect: Provides ``boxes.offset``, ``boxes.box_delta_weights`` and ``training.match_in_input``.
         rng: Random number generator for the sampling.
     """
     candidates, foreground, background = sample_candidates(
@@ -65,7 +65,10 @@ def sample_rois(
     boxes = candidates.boxes[sampled]
     labels = candidates.labels[sampled]
     labels[len(foreground) :] = 0
-    deltas = box_targets(boxes[: len(foreground)], annotations.boxes[~annotations.crowd], dialect=dialect)
+    gt_boxes = candidates.boxes[: len(annotations)][~annotations.crowd]
+    deltas = box_targets(boxes[: len(foreground)], gt_boxes, dialect=dialect)
+    if dialect.training.match_in_input:
+        return SampledRoIs(boxes, transform.invert_boxes(boxes), labels, deltas)
     return SampledRoIs(transform.apply_boxes(boxes), boxes, labels, deltas)
 
 
@@ -86,8 +89,7 @@ def sample_candidates(
         tuple: The ground truth boxes and proposals with their best objects, and the indices of the sampled foreground
         and background among them.
     """
-    boxes = transform.invert_boxes(proposals, reciprocal=True)
-    candidates = match_rois(boxes, annotations, offset=dialect.boxes.offset)
+    candidates = match_proposals(proposals, annotations, transform, dialect=dialect)
     return candidates, *_sample_fg_bg(candidates, ~annotations.crowd, sampling, rng)
 
 

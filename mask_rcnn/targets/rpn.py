@@ -46,8 +46,8 @@ def rpn_targets(
         gt_boxes: ``(G, 4)`` float32 boxes of the objects, without crowd regions, in the network input.
         size: Height and width of the image in the network input, without padding.
         sampling: Sampling sizes and IoU thresholds.
-        dialect: Provides ``boxes.offset``, ``boxes.clip_offset``, ``boxes.rpn_delta_weights`` and
-            ``training.redraw_negatives``.
+        dialect: Provides ``boxes.offset``, ``boxes.clip_offset``, ``boxes.rpn_delta_weights``,
+            ``training.anchors_inside_only`` and ``training.redraw_negatives``.
         rng: Random number generator for the sampling.
     """
     offset = dialect.boxes.offset
@@ -74,13 +74,13 @@ def match_anchors_of_image(
         gt_boxes: See :func:`rpn_targets`.
         size: See :func:`rpn_targets`.
         sampling: Provides ``rpn_straddle``.
-        dialect: Provides ``boxes.offset`` and ``boxes.clip_offset``.
+        dialect: Provides ``boxes.offset``, ``boxes.clip_offset`` and ``training.anchors_inside_only``.
     """
     return match_anchors(
         anchors,
         gt_boxes,
         size,
-        straddle=sampling.rpn_straddle,
+        straddle=sampling.rpn_straddle if dialect.training.anchors_inside_only else -1,
         offset=dialect.boxes.offset,
         include_border=dialect.boxes.clip_offset == 0,
     )

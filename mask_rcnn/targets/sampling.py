@@ -11,6 +11,9 @@ from mask_rcnn.config import Config, fields
 IGNORED = -1
 
 
+#: Number of highest-scoring anchors of each level of an FPN that enter NMS in training.
+_FPN_PRE_NMS = 2000
+
 _COUNT = fields.integer(1)
 _FRACTION = fields.number(0, 1, 'a number from 0 to 1')
 
@@ -40,7 +43,7 @@ class Sampling:
         rpn_positive_iou: Anchors with IoU >= this value are positive, as are the best anchors of each object.
         rpn_negative_iou: Anchors whose best IoU is below this value are negative.
         rpn_straddle: Only anchors that extend at most ``rpn_straddle`` pixels beyond the image are sampled; a negative
-            value admits all anchors.
+            value, or a dialect without ``training.anchors_inside_only``, admits all anchors.
         roi_batch: Number of RoIs sampled per image.
         roi_foreground_fraction: Maximum fraction of foreground RoIs among them.
         roi_foreground_iou: RoIs with IoU >= this value are foreground.
@@ -75,9 +78,7 @@ class Sampling:
             )
 
 
-def network_sampling(
-    config: Config, *, roi_batch: int | None = None, proposals: int = Sampling.train_post_nms
-) -> Sampling:
+def network_sampling(config: Config, *, roi_batch: int | None = None, proposals: int | None = None) -> Sampling:
     """Return the sampling of a network's dialect.
 
     Detectron's FPN configurations keep 2000 anchors per level before NMS (``RPN_PRE_NMS_TOP_N``), C4 12000.
@@ -85,11 +86,15 @@ def network_sampling(
     Args:
         config: The network.
         roi_batch: RoIs sampled per image; ``None`` for the number of the dialect.
-        proposals: Maximum number of proposals after NMS; the number before NMS is scaled with it.
+        proposals: Maximum number of proposals after NMS, ``None`` for that of the dialect; the number before NMS is
+            scaled with it.
     """
-    pre_nms = Sampling.train_post_nms if config.has_fpn else Sampling.train_pre_nms
+    training = config.dialect.training
+    pre_nms, post_nms = Sampling.train_pre_nms, Sampling.train_post_nms
+    if config.has_fpn:
+        pre_nms, post_nms = _FPN_PRE_NMS, training.fpn_proposals
     return Sampling(
-        roi_batch=roi_batch or config.dialect.training.roi_batch,
-        train_pre_nms=math.ceil(pre_nms * proposals / Sampling.train_post_nms),
-        train_post_nms=proposals,
+        roi_batch=roi_batch or training.roi_batch,
+        train_pre_nms=math.ceil(pre_nms * (proposals or post_nms) / post_nms),
+        train_post_nms=proposals or post_nms,
     )

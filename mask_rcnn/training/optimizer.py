@@ -165,19 +165,21 @@ def make_optimizer(
     weight_decay: float = 1e-4,
     clip: float | None = None,
     decay_all: bool = False,
+    decay_norms: bool = False,
     correct_momentum: bool = True,
 ) -> MomentumSGD:
     """Return an optimizer for a link, with the learning rate 0 (see :func:`set_learning_rate`).
 
-    Biases (``b``) have twice the learning rate and no weight decay, and scales and shifts of normalisations have no
-    weight decay, unless ``decay_all`` is set.  Frozen parameters (``requires_grad`` false) are excluded.
+    Frozen parameters (``requires_grad`` false) are excluded.
 
     Args:
         link: The link to train, after freezing.
         momentum: Detectron's ``SOLVER.MOMENTUM``.
         weight_decay: Detectron's ``SOLVER.WEIGHT_DECAY``.
         clip: Maximum L2 norm of the gradient of all parameters together; ``None`` disables clipping.
-        decay_all: The dialect's ``training.decay_all``: all parameters have the same rate and weight decay.
+        decay_all: The dialect's ``training.decay_all``: biases (``b``) have the rate and the weight decay of other
+            parameters, not twice the rate and no weight decay.
+        decay_norms: The dialect's ``training.decay_norms``: scales and shifts of normalisations have weight decay.
         correct_momentum: The dialect's ``training.correct_momentum``; see :func:`set_learning_rate`.
     """
     optimizer = MomentumSGD(lr=0.0, momentum=momentum)
@@ -190,7 +192,7 @@ def make_optimizer(
             rule.enabled = False
         elif name == 'b' and not decay_all:
             rule.add_hook(double_gradient, name='double')
-        elif decay_all or name not in _NORM_PARAMETERS:
+        elif decay_norms or name not in _NORM_PARAMETERS:
             rule.add_hook(WeightDecay(weight_decay), name='decay')
     if clip is not None:
         optimizer.add_hook(ClipGradient(clip))

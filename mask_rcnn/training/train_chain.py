@@ -25,15 +25,16 @@ from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import (
     IGNORED,
+    INPUT_MASK_TARGETS,
     KeypointRoIs,
     RPNTargets,
     SampledRoIs,
     Sampling,
-    bitmap_targets,
     mask_targets,
     rpn_targets,
     sample_keypoint_rois,
     sample_rois,
+    share_rois,
 )
 from mask_rcnn.training.losses import box_loss_weights, per_image_mean_weights
 from mask_rcnn.training.roi_batch import RoIBatch, image_indices
@@ -241,7 +242,10 @@ class MaskRCNNTrainChain(chainer.Chain):
         for boxes, example, rng in zip(proposals, examples, rngs, strict=True):
             rois.append(self._sample_rois(boxes, example, rng))
             if self.model.config.n_keypoint:
-                keypoint_rois.append(self._sample_keypoint_rois(boxes, example, rng))
+                if self.model.config.dialect.training.share_keypoint_rois:
+                    keypoint_rois.append(self._share_rois(rois[-1], example)[0])
+                else:
+                    keypoint_rois.append(self._sample_keypoint_rois(boxes, example, rng))
         return rois, keypoint_rois
 
     def _sample_rois(self, proposals: np.ndarray, example: TrainingExample, rng: np.random.RandomState) -> SampledRoIs:
@@ -257,16 +261,24 @@ class MaskRCNNTrainChain(chainer.Chain):
     def _sample_keypoint_rois(
         self, proposals: np.ndarray, example: TrainingExample, rng: np.random.RandomState
     ) -> KeypointRoIs:
-        head = self.model.keypoint_head
         return sample_keypoint_rois(
             proposals,
             example.annotations,
             example.image_transform,
-            head.upsample_factor * head.pool.roi_size,
+            self._heatmap_size,
             sampling=self.sampling,
-            offset=self.model.config.dialect.boxes.offset,
+            dialect=self.model.config.dialect,
             rng=rng,
         )
+
+    def _share_rois(self, rois: SampledRoIs, example: TrainingExample) -> tuple[KeypointRoIs, np.ndarray]:
+        dialect = self.model.config.dialect
+        return share_rois(rois, example.annotations, example.image_transform, self._heatmap_size, dialect=dialect)
+
+    @property
+    def _heatmap_size(self) -> int:
+        head = self.model.keypoint_head
+        return head.upsample_factor * head.pool.roi_size
 
     def rpn_losses(
         self, logits: chainer.Variable, deltas: chainer.Variable, targets: Sequence[RPNTargets]
@@ -284,10 +296,13 @@ class MaskRCNNTrainChain(chainer.Chain):
         labels = np.concatenate([target.labels for target in targets]).astype(np.int32, copy=False)
         weights = per_image_mean_weights(np.ones(len(labels), bool), images, n)
         loc_weights = box_loss_weights(weights, labels == 1, images, n, dialect)
-        if len(self.model.rpn.strides) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
+        if dialect.losses.rpn_box_loss_divides_by_batch_size:
+            weights = self._weights_of_batch_size(len(labels), n)
+            loc_weights = weights * (labels == 1)
+        elif len(self.model.rpn.strides) > 1 and dialect.losses.rpn_loss_divides_by_batch_size:
             # ``detectron/modeling/FPN.py`` ``add_fpn_rpn_losses`` divides by the configured number of anchors, even
             # if fewer are sampled.
-            weights = np.full(len(labels), 1 / (self.sampling.rpn_batch * n), np.float32)
+            weights = self._weights_of_batch_size(len(labels), n)
         n_positive = np.count_nonzero(labels == 1)
         delta_targets = np.concatenate([target.deltas for target in targets])
         indices, labels, weights, loc_weights, delta_targets = upload_together(
@@ -306,6 +321,10 @@ class MaskRCNNTrainChain(chainer.Chain):
             ),
             'n_positive_anchor': n_positive / n,
         }
+
+    def _weights_of_batch_size(self, n_anchors: int, n_images: int) -> np.ndarray:
+        """Return the weights of sampled anchors in a sum that is divided by the requested number of anchors."""
+        return np.full(n_anchors, 1 / (self.sampling.rpn_batch * n_images), np.float32)
 
     def roi_losses(
         self,
@@ -404,7 +423,7 @@ class MaskRCNNTrainChain(chainer.Chain):
 
         Args:
             logits: The output of the mask head.
-            targets: ``(F, M, M)`` int32; a mask is ignored as a whole or not at all.
+            targets: ``(F, M, M)`` int32, or float32 of soft labels; a mask is ignored as a whole or not at all.
             batch: The RoIs.
         """
         n_pixels = targets[0].size * (targets[:, 0, 0] != IGNORED)
@@ -421,14 +440,15 @@ class MaskRCNNTrainChain(chainer.Chain):
                 for image_rois, example in zip(rois, examples, strict=True)
             ]
         )
-        return masks if len(masks) else np.full((1, size, size), IGNORED, np.int32)
+        return masks if len(masks) else np.full((1, size, size), IGNORED, masks.dtype)
 
     def _mask_targets_of_image(self, rois: SampledRoIs, example: TrainingExample, size: int) -> np.ndarray:
         dialect, n = self.model.config.dialect, rois.n_foreground
-        offset = dialect.boxes.offset
-        if dialect.training.mask_targets == 'bitmap':
-            return bitmap_targets(rois.rois[:n], example.annotations, example.image_transform, size, offset=offset)
-        return mask_targets(rois.boxes[:n], example.annotations, size, offset=offset)
+        offset, kind = dialect.boxes.offset, dialect.training.mask_targets
+        if kind == 'polygons':
+            return mask_targets(rois.boxes[:n], example.annotations, size, offset=offset)
+        make_targets = INPUT_MASK_TARGETS[kind]
+        return make_targets(rois.rois[:n], example.annotations, example.image_transform, size, offset=offset)
 
     def keypoint_loss(self, features: Sequence, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
         """Return the keypoint loss: softmax cross entropy over each heat map (He et al. 2017, section 5).

@@ -213,6 +213,7 @@ def build_training_run(
         chain,
         clip=options.clip,
         decay_all=conventions.decay_all,
+        decay_norms=conventions.decay_norms,
         correct_momentum=conventions.correct_momentum,
     )
     iterator = ExampleIterator(

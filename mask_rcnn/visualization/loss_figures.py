@@ -69,7 +69,7 @@ def draw_mask_targets(
     Args:
         picture: ``(H, W, 3)`` uint8, RGB.
         boxes: ``(F, 4)`` RoIs; at least one.
-        targets: ``(F, M, M)`` int: 1 inside the object, 0 outside, -1 ignored.
+        targets: ``(F, M, M)`` numbers: 1 inside the object, 0 outside, fractions at its border, -1 ignored.
         probabilities: ``(F, M, M)`` floats; NaN, of a network that overflows, is drawn as 0.
         captions: Two lines of text for each RoI.
 
@@ -182,7 +182,7 @@ def _square_crop(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 def _with_outline(crop: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Draw the outline of a mask target on the crop of its RoI."""
     crop = np.ascontiguousarray(crop)
-    mask = _enlarge((target == 1).astype(np.uint8))
+    mask = _enlarge((target >= 0.5).astype(np.uint8))
     contours = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
     cv2.drawContours(crop, contours, -1, _ORANGE, 1, cv2.LINE_AA)
     return crop

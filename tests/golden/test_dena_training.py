@@ -20,7 +20,7 @@ from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.preprocessing.image_io import read_image
 from mask_rcnn.targets import SampledRoIs, bitmap_targets
-from mask_rcnn.targets.masks import crop_bitmap, input_bitmap
+from mask_rcnn.targets.input_masks import crop_bitmap, input_bitmap
 from mask_rcnn.targets.rois import box_targets
 from mask_rcnn.targets.rpn import match_anchors
 from mask_rcnn.training.freezing import freeze
@@ -257,7 +257,12 @@ def test_the_update(step, backward):
     """From the program's gradients; the rounding of a parameter to float32 limits the precision of its change."""
     chain, _ = backward
     conventions = DENA.training
-    optimizer = make_optimizer(chain, decay_all=conventions.decay_all, correct_momentum=conventions.correct_momentum)
+    optimizer = make_optimizer(
+        chain,
+        decay_all=conventions.decay_all,
+        decay_norms=conventions.decay_norms,
+        correct_momentum=conventions.correct_momentum,
+    )
     set_learning_rate(optimizer, 1e-4)
     params, xp = dict(chain.model.namedparams()), chain.xp
     names = [key[len('update/') : -len('/change')] for key in step.arrays.files if key.startswith('update/')]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import DENA, MATTERPORT
+from mask_rcnn.config import DENA, DETECTRON2, MATTERPORT, TORCHVISION
 from mask_rcnn.inspect import input_annotations, trace_training
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.ops.masks.rle import decode_rle
@@ -31,6 +31,8 @@ NETWORKS = {
     'dena': ('resnet50', {'dialect': DENA}),
     'fpn': ('resnet50_fpn', PYRAMID),
     'matterport': ('resnet50_fpn', {**PYRAMID, 'dialect': MATTERPORT, 'norm': 'bn', 'max_size': 128}),
+    'torchvision': ('keypoint_resnet50_fpn', {**PYRAMID, 'n_fg_class': 3, 'masks': True, 'dialect': TORCHVISION}),
+    'detectron2': ('resnet50_fpn', {**PYRAMID, 'dialect': DETECTRON2}),
     'mobilenet': ('mobilenet_v1_fpn', {**PYRAMID, 'width': 0.25}),
     'keypoints': ('keypoint_resnet50_fpn', {**PYRAMID, 'n_fg_class': 3, 'masks': True}),
 }
@@ -72,14 +74,18 @@ def with_squares(image):
 def run_training(model, image, monkeypatch):
     """Run the train chain on a copy of the model; return the reported values and the targets that it used."""
     used = {}
-    for name in ('rpn_targets', 'sample_rois', 'sample_keypoint_rois', 'mask_targets', 'bitmap_targets'):
-        function = getattr(train_chain, name)
 
-        def recorded(*args, name=name, function=function, **kwargs):
+    def recording(name, function):
+        def recorded(*args, **kwargs):
             used[name] = function(*args, **kwargs)
             return used[name]
 
-        monkeypatch.setattr(train_chain, name, recorded)
+        return recorded
+
+    for name in ('rpn_targets', 'sample_rois', 'sample_keypoint_rois', 'share_rois', 'mask_targets'):
+        monkeypatch.setattr(train_chain, name, recording(name, getattr(train_chain, name)))
+    for kind, function in train_chain.INPUT_MASK_TARGETS.items():
+        monkeypatch.setitem(train_chain.INPUT_MASK_TARGETS, kind, recording('mask_targets', function))
     copied = copy.deepcopy(model)
     freeze(copied)
     chain, reporter, reported = MaskRCNNTrainChain(copied, sampling=SAMPLING, gamma=2.0), chainer.Reporter(), {}
@@ -106,11 +112,14 @@ def test_the_trace_equals_the_train_chain(model, monkeypatch):
     np.testing.assert_array_equal(rois.labels, expected.labels)
     np.testing.assert_array_equal(rois.deltas, expected.deltas)
     assert (trace.masks is not None) == model.config.masks
-    np.testing.assert_array_equal(trace.masks.targets, used.get('mask_targets', used.get('bitmap_targets')))
+    np.testing.assert_array_equal(trace.masks.targets, used['mask_targets'])
     assert (trace.keypoints is not None) == (model.config.n_keypoint > 0)
     if trace.keypoints is not None:
-        np.testing.assert_array_equal(trace.keypoints.boxes, used['sample_keypoint_rois'].rois)
-        np.testing.assert_array_equal(trace.keypoints.locations, used['sample_keypoint_rois'].locations)
+        keypoint_rois = used['share_rois'][0] if 'share_rois' in used else used['sample_keypoint_rois']
+        np.testing.assert_array_equal(trace.keypoints.boxes, keypoint_rois.rois)
+        np.testing.assert_array_equal(trace.keypoints.locations, keypoint_rois.locations)
+        gt_keypoints = image.annotations.keypoints[trace.keypoints.best_object]
+        assert gt_keypoints.shape[:2] == trace.keypoints.locations.shape
     names = {name for name in reported if name.endswith('loss')}
     assert set(trace.losses) == names
     for name in names - {'loss'}:

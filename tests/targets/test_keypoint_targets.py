@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mask_rcnn.config import DETECTRON
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, Sampling, sample_keypoint_rois
@@ -46,7 +47,7 @@ def sample(proposals, annotations, scale=1.0, seed=0, size=56, **changes):
         ImageTransform.top_left((400, 400), scale),
         size,
         sampling=Sampling(**changes),
-        offset=1.0,
+        dialect=DETECTRON,
         rng=np.random.RandomState(seed),
     )
 

@@ -9,7 +9,8 @@ import pytest
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import IGNORED, bitmap_targets, mask_targets, masks
-from mask_rcnn.targets.masks import crop_bitmap, input_bitmap, segmentation_boxes
+from mask_rcnn.targets.input_masks import crop_bitmap, input_bitmap
+from mask_rcnn.targets.masks import segmentation_boxes
 
 XY = [1, 0, 3, 2]
 SQUARE = (np.array([10, 20, 50, 20, 50, 60, 10, 60], np.float32),)

@@ -50,7 +50,7 @@ def make_gradient(rng, shape, xp):
 
 def train(link, loss_scale=None, clip=None, xp=np, n_updates=3, decay_all=False):
     """Update a link several times; return the optimizer."""
-    optimizer = make_optimizer(link, weight_decay=0.01, clip=clip, decay_all=decay_all)
+    optimizer = make_optimizer(link, weight_decay=0.01, clip=clip, decay_all=decay_all, decay_norms=decay_all)
     set_learning_rate(optimizer, 0.1)
     if loss_scale is not None:
         optimizer.set_loss_scale(loss_scale)

@@ -60,13 +60,26 @@ def test_an_update_equals_detectron(net):
 
 def test_an_update_with_decay_of_all_parameters(net):
     """Biases and normalisations decay as well, and all parameters have one learning rate."""
-    optimizer = make_optimizer(net, weight_decay=0.01, decay_all=True)
+    optimizer = make_optimizer(net, weight_decay=0.01, decay_all=True, decay_norms=True)
     set_learning_rate(optimizer, 0.1)
     before = state(net)
     optimizer.update()
     for path, param in net.namedparams():
         array, gradient = before[path]
         step = 0 if 'frozen' in path else 0.1 * (gradient + 0.01 * array)
+        np.testing.assert_allclose(param.array, array - step, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_biases_decay_without_normalisations(net):
+    """As in detectron2, whose ``WEIGHT_DECAY_NORM`` is 0."""
+    optimizer = make_optimizer(net, weight_decay=0.01, decay_all=True)
+    set_learning_rate(optimizer, 0.1)
+    before = state(net)
+    optimizer.update()
+    for path, param in net.namedparams():
+        array, gradient = before[path]
+        decay = 0.01 if path.endswith(('/W', '/b')) else 0
+        step = 0 if 'frozen' in path else 0.1 * (gradient + decay * array)
         np.testing.assert_allclose(param.array, array - step, rtol=0, atol=1e-6, err_msg=path)
 
 

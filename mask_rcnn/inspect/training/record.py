@@ -62,7 +62,7 @@ class TrainingRecord:
         candidates: The boxes from which RoIs are sampled: the objects' boxes, then the proposals.
         sampled: ``(R,)`` int indices of the sampled RoIs among the candidates; empty for an image without any.
         rois: The sampled RoIs.
-        mask_targets: ``(F, M, M)`` int32, one mask at least; ``None`` without a mask head.
+        mask_targets: ``(F, M, M)`` int32, or float32 of soft labels; one mask at least.  ``None`` without a mask head.
         keypoint_sampled: ``(Q,)`` int indices of the RoIs of the keypoint head among the candidates.
         keypoint_rois: The RoIs of the keypoint head; ``None`` without one.
         losses: Name of the loss -> its terms.
@@ -161,11 +161,17 @@ class RecordingTrainChain(MaskRCNNTrainChain):
             example.annotations,
             example.image_transform,
             sampling=self.sampling,
-            offset=self.model.config.dialect.boxes.offset,
+            dialect=self.model.config.dialect,
             rng=before,
         )
         self._record.keypoint_rois = rois
         return rois
+
+    def _share_rois(self, rois: SampledRoIs, example: TrainingExample) -> tuple[KeypointRoIs, np.ndarray]:
+        keypoint_rois, rows = super()._share_rois(rois, example)
+        record = self._record
+        record.keypoint_rois, record.keypoint_sampled = keypoint_rois, record.sampled[rows]
+        return keypoint_rois, rows
 
     def _mask_targets(self, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample], size: int) -> np.ndarray:
         targets = super()._mask_targets(rois, examples, size)

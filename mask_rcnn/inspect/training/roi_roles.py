@@ -72,7 +72,8 @@ class MaskTargets:
     """The training targets of the mask head for the foreground RoIs of one image.
 
     Args:
-        targets: ``(F, M, M)`` int32: 1 inside the object, 0 outside, -1 for the mask of an object without an outline.
+        targets: ``(F, M, M)`` int32, or float32 of soft labels: 1 inside the object, 0 outside, -1 for the mask of an
+            object without an outline.
         probabilities: ``(F, M, M)`` floats: the network's masks of the RoIs' classes.
         terms: Terms ``(F, M, M)`` of ``roi_mask_loss``.
     """
@@ -123,6 +124,7 @@ def roi_roles(record: TrainingRecord, example: TrainingExample, dialect: Dialect
     if not is_dummy:
         iou, best_object = candidates.iou[record.sampled], candidates.gt_index[record.sampled]
     boxes = dialect.boxes
+    gt_boxes, proposals = np.split(candidates.boxes, [len(annotations)])
     decoded = decode_boxes(rois.boxes[:n_foreground], rois.deltas, weights=boxes.box_delta_weights, offset=boxes.offset)
     classification, regression = record.losses['roi_cls_loss'], record.losses['roi_loc_loss']
     return RoIRoles(
@@ -137,7 +139,7 @@ def roi_roles(record: TrainingRecord, example: TrainingExample, dialect: Dialect
         classification=classification,
         regression=_first_rows(regression, (n_foreground, 4)),
         is_crowd=annotations.crowd,
-        best_proposal=best_overlaps(annotations.boxes, candidates.boxes[len(annotations) :], boxes.offset),
+        best_proposal=best_overlaps(gt_boxes, proposals, boxes.offset),
         n_proposals=len(record.proposals),
     )
 

@@ -26,7 +26,7 @@ from mask_rcnn.inspect.training.roi_roles import (
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.masks.rle import encode_mask
 from mask_rcnn.targets import Sampling
-from mask_rcnn.targets.masks import input_bitmap
+from mask_rcnn.targets.input_masks import input_bitmap
 
 
 @dataclass(frozen=True, eq=False)
