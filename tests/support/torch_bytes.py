@@ -7,49 +7,24 @@ import zipfile
 
 import numpy as np
 
-KINDS = {'f4': 'FloatStorage', 'f8': 'DoubleStorage', 'f2': 'HalfStorage', 'i8': 'LongStorage', 'b1': 'BoolStorage'}
+from mask_rcnn.weights.exporters.opcodes import ORDERED_DICT, integer, sequence, text
+from mask_rcnn.weights.exporters.torch_file import of_array, storage, tensor
+
+__all__ = [
+    'ORDERED_DICT',
+    'dictionary',
+    'integer',
+    'legacy',
+    'of_array',
+    'sequence',
+    'state_dict',
+    'storage',
+    'tensor',
+    'text',
+    'zipped',
+]
 
 MAGIC = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'  # pickle.dumps(0x1950a86a20f9469cfc6c, 2)
-
-ORDERED_DICT = b'ccollections\nOrderedDict\n)R'
-
-
-def integer(value):
-    return b'J' + struct.pack('<i', value)
-
-
-def text(value):
-    return b'X' + struct.pack('<I', len(value.encode())) + value.encode()
-
-
-def sequence(*parts):
-    return b'(' + b''.join(parts) + b't'
-
-
-def storage(kind, key, length, legacy=False):
-    parts = [text('storage'), f'ctorch\n{kind}\n'.encode(), text(key), text('cpu'), integer(length)]
-    return sequence(*parts, *[b'N'] * legacy) + b'Q'
-
-
-def tensor(stored, offset, shape, strides, rebuild='_rebuild_tensor_v2'):
-    return (
-        f'ctorch._utils\n{rebuild}\n'.encode()
-        + sequence(
-            stored,
-            integer(offset),
-            sequence(*map(integer, shape)),
-            sequence(*map(integer, strides)),
-            b'\x89',
-            ORDERED_DICT,
-        )
-        + b'R'
-    )
-
-
-def of_array(array, key, legacy=False):
-    """Encode a whole array as a tensor with its own storage."""
-    strides = [stride // array.itemsize for stride in np.empty(array.shape, array.dtype).strides]
-    return tensor(storage(KINDS[array.dtype.str[1:]], key, array.size, legacy), 0, array.shape, strides)
 
 
 def dictionary(items, metadata=True):
@@ -84,7 +59,7 @@ def state_dict(arrays, as_legacy=False):
     """Encode a file of arrays by name."""
     arrays = {name: np.asarray(array, order='C') for name, array in arrays.items()}
     keys = {name: str(i) for i, name in enumerate(arrays)}
-    pickled = dictionary({name: of_array(array, keys[name], as_legacy) for name, array in arrays.items()})
+    pickled = dictionary({name: of_array(array, keys[name], legacy=as_legacy) for name, array in arrays.items()})
     data = {keys[name]: array.tobytes() for name, array in arrays.items()}
     if as_legacy:
         return legacy(pickled, data, {keys[name]: array.size for name, array in arrays.items()})
