@@ -1,4 +1,4 @@
-"""``mask-rcnn convert`` and ``utils/*_parser.py``: conversion of other programs' weight files to the native format."""
+"""``mask-rcnn convert`` and ``utils/*_parser.py``: conversion of weight files of other programs, and for them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from mask_rcnn.cli.weight_report import classes_of, describe_file, format_descri
 from mask_rcnn.config import DIALECTS
 from mask_rcnn.io.atomic_file import created_folders, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
-from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, write_weights
+from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.exporters.targets import TARGETS, default_name, export_weights
 from mask_rcnn.weights.files import sha256
 
 DEFAULT_INPUT = 'model_final.pkl'
 
 _DESCRIPTION = """\
-Convert weights of other programs to this program's format (.npz): Detectron's Mask and Keypoint R-CNN models and
-ImageNet files (.pkl), models of detectron2 (.pkl, .pth) and torchvision (.pth), Matterport's models (.h5) and those of
-its PyTorch ports (.pth), MindSpore's checkpoints (.ckpt) and models of Chainer_Mask_R-CNN (.npz). Files are recognised
-by their contents, and nothing in them is executed."""
+Convert weights of other programs to this program's format (.npz), or weights of any program to the format of another
+one (--to). Read are Detectron's Mask and Keypoint R-CNN models and ImageNet files (.pkl), models of detectron2 (.pkl,
+.pth) and torchvision (.pth), Matterport's models (.h5) and those of its PyTorch ports (.pth), MindSpore's checkpoints
+(.ckpt), models of Chainer_Mask_R-CNN (.npz), and state dicts as safetensors. Files are recognised by their contents,
+and nothing in them is executed."""
 
 #: Options for settings that weight files may not contain; all but the last are fields of ``Config``.
 _SETTINGS = ('min_size', 'max_size', 'anchor_sizes', 'score_threshold', 'bn_eps')
@@ -57,12 +59,21 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     add('file', nargs='?', type=Path, metavar='FILE', help=f'weights to convert (default: {folder / default})')
     add('--input', type=Path, metavar='FILE', help='the same as FILE')
     add(
+        '--to',
+        choices=tuple(TARGETS),
+        default='npz',
+        help="format to write: npz (default) or safetensors, for this program; torchvision's state dict (.pth), "
+        "detectron2's or Detectron's checkpoint (.pkl); a network that the other program does not have is refused",
+    )
+    add(
+        '-o',
         '--output',
         type=output_path,
         metavar='FILE',
         help=f'weights to write (default: a file in {folder} named after its contents, such as '
         'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
-        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz); - for the standard output',
+        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz, or with --to such as '
+        'mask_rcnn_R-50-FPN_torchvision.pth); - for the standard output',
     )
     add(
         '--class-names',
@@ -128,14 +139,17 @@ def _convert(path: Path, args: argparse.Namespace, inputs: Sequence[tuple[str, P
     meta = make_meta(path, file, args.class_names)
     output = args.output
     if output is None:
-        output = args.folder / formats.default_name(file)
+        name = formats.default_name(file) if args.to == 'npz' else default_name(file, args.to)
+        output = args.folder / name
         refuse_inputs('--output', output, inputs)
     with formats.keep_source_file(output) as kept:  # the old Chainer port used the same names
-        write_weights(output, file.arrays, meta)
+        notes = export_weights(path, output, file, meta, TARGETS[args.to])
     if kept is not None:
         print_line(f'{output} was not a model of this program and is kept as {kept}')
     stream = sys.stderr if is_standard_output(output) else sys.stdout
     print_lines(format_description(describe_file(path, file, meta.class_names)), file=stream)
+    for note in notes:
+        print_line(f'  note     {note}', file=stream)
     print_line(f'wrote {output}', file=stream)
     return 0
 
@@ -192,9 +206,10 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
     format = formats.detect_format(path)
     options = {'bn2affine': args.bn2affine, 'dialect': DIALECTS[args.dialect] if args.dialect else None}
     if format.suffix is None:
-        if format.name != formats.NATIVE or not (any(options.values()) or roi_changes(args)):
+        is_changed = any(options.values()) or roi_changes(args) or args.to != 'npz'
+        if format.name != formats.NATIVE or not is_changed:
             raise WeightFileError(path, f'is {format.title}, which needs no conversion')
-        if args.output is None:
+        if args.output is None and args.to == 'npz':
             raise UsageError(f'{path} is {format.title}: name the file to write with --output')
     settings = _read_settings(path, format, args.config)
     try:

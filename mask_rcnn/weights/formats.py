@@ -18,7 +18,7 @@ from typing import Any
 from mask_rcnn.config import DENA, DETECTRON, Dialect
 from mask_rcnn.io.atomic_file import is_replaced
 from mask_rcnn.io.console import escape
-from mask_rcnn.weights import snapshot_model, unsupported
+from mask_rcnn.weights import safetensors_model, snapshot_model, unsupported
 from mask_rcnn.weights.converters import (
     dena,
     detectron,
@@ -38,7 +38,7 @@ from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, zip_member_names
 from mask_rcnn.weights.native import read_weights
 from mask_rcnn.weights.norm_arrays import config_with_norm, convert_norm_arrays
-from mask_rcnn.weights.readers import safe_pickle, torch_file
+from mask_rcnn.weights.readers import safe_pickle, safetensors_file, torch_file
 
 #: Name of the native format.
 NATIVE = 'mask-rcnn-npz'
@@ -98,13 +98,26 @@ class _Contents:
         """True for a file of PyTorch."""
         return torch_file.is_legacy(self.start) or bool(torch_file.find_pickles(self.members))
 
+    @property
+    def is_safetensors(self) -> bool:
+        """True for a safetensors file."""
+        return safetensors_file.is_safetensors(self.start)
+
+    @functools.cached_property
+    def is_safetensors_model(self) -> bool:
+        """True for a safetensors file of this program."""
+        try:
+            return self.is_safetensors and safetensors_model.is_model(self.path)
+        except WeightFileError:
+            return False
+
     @functools.cached_property
     def tensors(self) -> tuple[str, ...]:
-        """The names in the state dict of a file of PyTorch; empty if it is damaged."""
-        if not self.is_torch:
+        """The names in the state dict of a file of PyTorch or a safetensors file; empty if it is damaged."""
+        if not (self.is_torch or self.is_safetensors):
             return ()
         try:
-            return torch_file.read_names(self.path)
+            return state_dict_file.read_names(self.path)
         except (WeightFileError, MemoryError):
             return ()
 
@@ -295,8 +308,12 @@ def _is_detectron2(contents: _Contents) -> bool:
     return detectron2.matches(contents.tensors) or detectron2.is_pickle(contents.start)
 
 
-def _is_torch(contents: _Contents) -> bool:
-    return contents.is_torch
+def _is_safetensors_model(contents: _Contents) -> bool:
+    return contents.is_safetensors_model
+
+
+def _is_state_dict(contents: _Contents) -> bool:
+    return contents.is_torch or contents.is_safetensors
 
 
 def _is_hdf5(contents: _Contents) -> bool:
@@ -351,7 +368,10 @@ FORMATS = (
         'd22c',
         detectron2_cfg.FILE_SETTINGS,
     ),
-    Format(pytorch.FORMAT, "PyTorch's .pth", _is_torch, pytorch.read, 'p2c', matterport_cfg.FILE_SETTINGS),
+    Format(
+        safetensors_model.FORMAT, "this program's .safetensors", _is_safetensors_model, safetensors_model.read, 'st2c'
+    ),
+    Format(pytorch.FORMAT, "PyTorch's .pth", _is_state_dict, pytorch.read, 'p2c', matterport_cfg.FILE_SETTINGS),
     Format(matterport.FORMAT, "Matterport's .h5", _is_hdf5, matterport.read, 'm2c', matterport_cfg.FILE_SETTINGS),
     Format(mindspore.FORMAT, "MindSpore's .ckpt", _is_mindspore, mindspore.read, 'ms2c'),
     Format(imagenet.CAFFEMODEL, "Caffe's .caffemodel", _is_caffe, imagenet.read_caffemodel),

@@ -13,7 +13,7 @@ from pathlib import Path
 from mask_rcnn.io.file_kinds import ARCHIVE, DOWNLOAD_HINTS, IMAGE, POINTER, REFUSAL, WEB_PAGE, describe_kind
 
 #: Suffixes of weight files, for the hint at a file in a folder.
-_WEIGHT_SUFFIXES = ('.npz', '.pkl', '.pth', '.pt', '.h5', '.ckpt', '.caffemodel')
+_WEIGHT_SUFFIXES = ('.npz', '.pkl', '.pth', '.pt', '.h5', '.ckpt', '.caffemodel', '.safetensors')
 
 #: Names of files in a folder that are listed, at most.
 _MAX_LISTED = 3
@@ -28,10 +28,6 @@ _GRAPH_NODE = re.compile(
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(regex, re.DOTALL | re.IGNORECASE), description)
     for regex, description in (
-        (
-            rb'.{5}\0\0\0\{"',
-            'is a safetensors file, which is not supported; use torch.save instead',
-        ),
         (rb'.{4}TFL3', 'is a TensorFlow Lite model, which cannot be converted; use the weights that it was made from'),
         (rb'\x12\x01\0{6}', 'is an MXNet file (.params), which is not supported'),
         (rb'\x08\x01\x12', 'is a TensorFlow SavedModel, which is not supported; save the weights of Keras as .h5'),

@@ -18,6 +18,7 @@ from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAM
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, read_weights, write_weights
 from mask_rcnn.weights.converters import detectron, matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+from mask_rcnn.weights.exporters import targets
 
 
 class _Terminal(io.StringIO):
@@ -106,7 +107,7 @@ def test_an_old_file_keeps_its_name_if_the_new_one_cannot_be_written(source, mon
     def fail(*arguments):
         raise WeightFileError(output, 'cannot be written: No space left on device')
 
-    monkeypatch.setattr(convert, 'write_weights', fail)
+    monkeypatch.setattr(targets, 'write_weights', fail)
     assert convert.main(['--input', str(path), '--output', str(output)]) == 1
     assert output.read_bytes() == b'old' and not list(tmp_path.glob('*.old*'))
     assert capsys.readouterr().err.count('\n') == 1

@@ -32,11 +32,6 @@ def tar():
     return file.getvalue()
 
 
-def safetensors():
-    header = json.dumps({'a': {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}}).encode()
-    return struct.pack('<Q', len(header)) + header + bytes(4)
-
-
 def state_dict(*names):
     return tb.state_dict({name: np.ones(1, np.float32) for name in names})
 
@@ -44,7 +39,6 @@ def state_dict(*names):
 #: The content of files that users mistake for weights -> the part of the error that names it or the way on.
 FILES = {
     'web page': (b'\n<!DOCTYPE html>\n<html><head>', r'web page \(HTML\), not weights; .*download it again'),
-    'safetensors': (safetensors(), 'is a safetensors file.*torch.save'),
     'TFLite': (b'\x1c\0\0\0TFL3' + bytes(20), 'TensorFlow Lite'),
     'ONNX': (b'\x08\x07\x12\x07pytorch\x1a\x032.0', 'is an ONNX model.*checkpoint that it was exported from'),
     'SavedModel': (b'\x08\x01\x12\xe8\x07', 'TensorFlow SavedModel'),

@@ -81,11 +81,12 @@ def read(path: _Path) -> ConvertedWeights:
     if cfg is not None:
         config, cfg_warnings = detectron_cfg.apply(cfg, config)
         warnings += cfg_warnings
-    mappings = _backbone(config)
     notes: list[str] = []
-    if kind == 'model':
+    if kind == 'backbone':
+        mappings = _backbone(config)
+    else:
         box_weights = _box_weights(cfg)
-        mappings += (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
+        mappings = param_mappings(config, box_weights)
         if box_weights != DETECTRON.boxes.box_delta_weights:
             notes.append(
                 f'MODEL.BBOX_REG_WEIGHTS {box_weights}: bbox_pred is rescaled for '
@@ -246,11 +247,21 @@ def _box_weights(cfg: dict | None) -> tuple[float, ...]:
 # Parameter mappings
 
 
+def param_mappings(
+    config: Config, box_weights: tuple[float, ...] = DETECTRON.boxes.box_delta_weights
+) -> list[ParamMapping]:
+    """Return the mapping of each array of a network.
+
+    Args:
+        config: The network.
+        box_weights: Weights of ``(dy, dx, dh, dw)`` of the box head in the file.
+    """
+    return _backbone(config) + (_fpn_heads if config.has_fpn else _c4_heads)(config, box_weights)
+
+
 def _rescale_box_deltas(array: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     """Convert a layer that predicts deltas for ``weights`` to the dialect's weights: both decode ``delta / weight``."""
-    array = swap_xy(array)
-    factors = np.divide(DETECTRON.boxes.box_delta_weights, weights)
-    return array if (factors == 1).all() else scale_outputs(array, factors)
+    return scale_outputs(swap_xy(array), np.divide(DETECTRON.boxes.box_delta_weights, weights))
 
 
 def _norm_conv(blob: str, path: str, shape: tuple[int, ...], norm: str, norm_blob: str = '') -> list[ParamMapping]:
@@ -349,7 +360,8 @@ def _rpn(n_anchors: int, width_in: int, width: int, suffix: str) -> list[ParamMa
 
 def _box_outputs(config: Config, width: int, box_weights: tuple[float, ...]) -> list[ParamMapping]:
     n_classes = config.n_fg_class + 1
-    rescale = functools.partial(_rescale_box_deltas, weights=box_weights)
+    is_usual = box_weights == DETECTRON.boxes.box_delta_weights
+    rescale = swap_xy if is_usual else functools.partial(_rescale_box_deltas, weights=box_weights)
     return [
         *_weight_and_bias('cls_score', 'box_head/score', (n_classes, width)),
         *_weight_and_bias('bbox_pred', 'box_head/delta', (4 * n_classes, width), rescale),
@@ -387,13 +399,18 @@ def _keypoint_head(config: Config) -> list[ParamMapping]:
     return convs + _weight_and_bias('kps_score_lowres', 'keypoint_head/deconv', (512, config.n_keypoint, 4, 4), out=1)
 
 
+def bilinear_upsampling(n_keypoint: int) -> np.ndarray:
+    """Return the fixed weight ``(K, K, 4, 4)`` of the layer ``kps_score``."""
+    row = np.array([0.25, 0.75, 0.75, 0.25], np.float32)
+    return np.eye(n_keypoint, dtype=np.float32)[:, :, None, None] * np.outer(row, row)
+
+
 def _upsampling_warnings(blobs: _Blobs) -> list[str]:
     """Return a warning if ``kps_score_w`` is not the bilinear interpolation that Detectron leaves untrained."""
     weight, bias = blobs.get('kps_score_w'), blobs.get('kps_score_b')
     if weight is None:
         return []
-    row = np.array([0.25, 0.75, 0.75, 0.25], np.float32)
-    bilinear = np.eye(len(weight), dtype=np.float32)[:, :, None, None] * np.outer(row, row)
+    bilinear = bilinear_upsampling(len(weight))
     if weight.shape == bilinear.shape and (weight == bilinear).all() and (bias is None or not bias.any()):
         return []
     return ['kps_score_w is not a bilinear upsampling; bilinear upsampling is used']

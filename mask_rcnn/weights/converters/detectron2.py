@@ -49,7 +49,7 @@ from mask_rcnn.weights.converters.torch_layers import (
 )
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import open_weight_file, sha256
-from mask_rcnn.weights.readers import inert_pickle, safe_pickle, state_dicts, torch_file
+from mask_rcnn.weights.readers import inert_pickle, safe_pickle, state_dict_file, state_dicts, torch_file
 
 #: Name of the format in the metadata of converted files.
 FORMAT = 'detectron2'
@@ -127,8 +127,8 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the arrays of a pickle or a PyTorch file, and notes about their choice."""
     with open_weight_file(path) as (file, _):
         start = file.read(4096)
-    if start.startswith(b'PK') or torch_file.is_legacy(start):
-        state = torch_file.read(path)
+    if not _PICKLE.match(start) or torch_file.is_legacy(start):
+        state = state_dict_file.read(path)
         return state, state.notes
     try:
         data = safe_pickle.load(path)

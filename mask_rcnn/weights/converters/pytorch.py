@@ -26,7 +26,7 @@ import numpy as np
 from mask_rcnn.weights.converters import matterport_layers
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, group_names
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.readers import torch_file
+from mask_rcnn.weights.readers import state_dict_file, torch_file
 
 #: Name of the format in the metadata of converted files.
 FORMAT = 'pytorch'
@@ -97,7 +97,7 @@ def read(path: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> 
             the wrong shape (the message lists all of them), or the settings contradict it.
         ValueError: A setting is not valid.
     """
-    state = torch_file.read(path)
+    state = state_dict_file.read(path)
     file = matterport_layers.convert_weights(
         path, FORMAT, state, _find_names(path, state), settings or {}, lambda names: group_names(names, _group_of)
     )

@@ -47,7 +47,7 @@ from mask_rcnn.weights.converters.torch_layers import (
 )
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import sha256
-from mask_rcnn.weights.readers import torch_file
+from mask_rcnn.weights.readers import state_dict_file
 
 #: Name of the format in the metadata of converted files.
 FORMAT = 'torchvision'
@@ -107,7 +107,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
             have the wrong shape (the message lists all of them).
         ValueError: A setting is not valid.
     """
-    state, settings = torch_file.read(path), settings or {}
+    state, settings = state_dict_file.read(path), settings or {}
     layers = _Layers(path, state)
     base, warnings = torchvision_cfg.apply(settings, _BASE)
     if settings.get('bn_eps') is None:

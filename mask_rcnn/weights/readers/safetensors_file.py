@@ -8,10 +8,12 @@ reading never allocates more than about the size of the file (twice that for bfl
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -58,6 +60,18 @@ class SafetensorsFile(NamedTuple):
     metadata: dict[str, str]
 
 
+class Header(NamedTuple):
+    """The header of a file.
+
+    Attributes:
+        names: The names of the arrays.
+        metadata: The text of ``__metadata__`` by key.
+    """
+
+    names: tuple[str, ...]
+    metadata: dict[str, str]
+
+
 class _Entry(NamedTuple):
     """A tensor in the header."""
 
@@ -79,17 +93,29 @@ def read(path: str | os.PathLike) -> SafetensorsFile:
     Raises:
         WeightFileError: The file cannot be read, is damaged, or has a tensor of a type that NumPy does not have.
     """
-    with open_weight_file(path) as (file, size):
-        try:
-            entries, metadata, start = _read_header(file, size)
-            _check_ranges(entries, size - start)
-            return SafetensorsFile({entry.name: _read_array(file, entry) for entry in entries}, metadata)
-        except ValueError as error:
-            raise WeightFileError(path, f'is not a safetensors file, or damaged: {error}') from None
+    with open_weight_file(path) as (file, size), _one_line_errors(path):
+        entries, metadata = _read_header(file, size)
+        return SafetensorsFile({entry.name: _read_array(file, entry) for entry in entries}, metadata)
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[list[_Entry], dict[str, str], int]:
-    """Return the tensors in the order of their values, the metadata and the position of the first value."""
+def read_header(path: str | os.PathLike) -> Header:
+    """Read the names of the tensors and the metadata of a file; see :func:`read`."""
+    with open_weight_file(path) as (file, size), _one_line_errors(path):
+        entries, metadata = _read_header(file, size)
+        return Header(tuple(entry.name for entry in entries), metadata)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Replace the errors of a damaged file by one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise WeightFileError(path, f'is not a safetensors file, or damaged: {error}') from None
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[list[_Entry], dict[str, str]]:
+    """Return the tensors in the order of their values, and the metadata; the values are next in the file."""
     length = int.from_bytes(file.read(8), 'little')
     if not 2 <= length <= min(MAX_HEADER, size - 8):
         raise ValueError(f'a header of {counted(length, "byte")} in a file of {size} (at most {MAX_HEADER})')
@@ -106,8 +132,9 @@ def _read_header(file: BinaryIO, size: int) -> tuple[list[_Entry], dict[str, str
         raise ValueError(f'{METADATA} is not an object of strings')
     if len(header) > _MAX_TENSORS:
         raise ValueError(f'more than {_MAX_TENSORS} tensors')
-    entries = [_parse_entry(name, value) for name, value in header.items()]
-    return sorted(entries, key=lambda entry: (entry.start, entry.end)), metadata, 8 + length
+    entries = sorted(itertools.starmap(_parse_entry, header.items()), key=lambda entry: (entry.start, entry.end))
+    _check_ranges(entries, size - 8 - length)
+    return entries, metadata
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,182 @@
+"""The networks that a program can run, and the differences of the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from mask_rcnn.config import Config, Dialect
+from mask_rcnn.weights.converters.mapping import network_name
+from mask_rcnn.weights.exporters.programs import ARCHITECTURE, SETTINGS, Program
+
+#: Maximum difference of the pixel means, in levels of 0 ... 255, that is folded into the first normalisation.  Folding
+#: is exact except at the zero padding of conv1, which then stands for a colour that differs by this much.
+MAX_MEAN_DIFFERENCE = 2.0
+
+#: Conventions without which a network computes something else; the others move results by fractions of a pixel.
+_ESSENTIAL = (
+    'input.letterbox',
+    'backbone.stem_pool_pad',
+    'backbone.stride_in_3x3',
+    'rois.op',
+    'rois.level_rounding',
+    'detections.best_class_only',
+)
+
+#: Conventions whose values are converted with the arrays (:mod:`mask_rcnn.weights.exporters.adaptation`).
+_CONVERTED = (
+    'input.channel_order',
+    'input.pixel_mean',
+    'input.pixel_std',
+    'backbone.bn_eps',
+    'boxes.rpn_delta_weights',
+    'boxes.box_delta_weights',
+)
+
+#: The groups of conventions that detection depends on.
+_GROUPS = ('input', 'backbone', 'boxes', 'rpn', 'rois', 'detections', 'masks', 'keypoints')
+
+#: Conventions of detection that only the program's own demo uses.
+_OF_DEMO = ('detections.visualize_nms_threshold',)
+
+
+def find_obstacles(config: Config, program: Program) -> list[str]:
+    """Return the properties of a network that the program does not have; empty if it can run the network."""
+    dialect, title = config.dialect, program.title
+    obstacles = list(_unknown_layers(config, program))
+    if dialect.rpn.anchors == 'matterport':
+        obstacles.append("anchors of Matterport's program")
+    for name in _ESSENTIAL:
+        values = get_convention(dialect, name), get_convention(program.dialect, name)
+        if values[0] != values[1] and name not in program.settable and name not in _unused_conventions(config):
+            obstacles.append(f'{name} {values[0]!r} ({title}: {values[1]!r})')
+    sizes = config.anchor_sizes
+    if program.doubles_anchors and config.has_fpn and any(b != 2 * a for a, b in itertools.pairwise(sizes)):
+        obstacles.append(f'anchor sizes that do not double from level to level ({_plain(sizes)})')
+    difference = mean_difference(dialect, program.dialect)
+    if difference > MAX_MEAN_DIFFERENCE and not _has_own_input(config, program):
+        obstacles.append(f'pixel means that differ from those of {title} by {difference:.1f}')
+    return obstacles
+
+
+def _unknown_layers(config: Config, program: Program) -> Iterator[str]:
+    """Yield the layers that the program's networks do not have."""
+    backbones = program.backbones if config.has_fpn else program.c4_backbones
+    if config.backbone not in backbones:
+        yield f'{network_name(config)} (backbones there: {", ".join(backbones)})' if backbones else 'a C4 network'
+        return
+    if config.n_keypoint and config.masks and not program.takes_both_heads:
+        yield 'masks and keypoints in one network'
+    if config.norm == 'gn' and 'gn' not in program.norms:
+        yield 'group normalisation'
+        return
+    candidates = [_differing_layers(config, program, network) for network in program.networks]
+    yield from min(candidates, key=len)
+
+
+def _differing_layers(config: Config, program: Program, network: Any) -> list[str]:
+    """Return the fields of a configuration that determine its layers and differ from those of the program's network."""
+    reference = program.reference(config, network)
+    names = [name for name in ARCHITECTURE if name not in config.unused_fields]
+    if config.has_fpn and not config.masks:
+        names = [name for name in names if not name.startswith('mask_')]
+    return [
+        f'{name} {value!r} ({program.title}: {expected!r})'
+        for name in names
+        if (value := _layer_value(config, name)) != (expected := _layer_value(reference, name))
+    ]
+
+
+def _layer_value(config: Config, name: str) -> Any:
+    """Return a field's value; frozen normalisations are equal, since each can be written as the other."""
+    value = getattr(config, name)
+    if name in ('norm', 'head_norm'):
+        return 'bn' if value == 'affine' else value
+    if name == 'rpn_channels' and not value:
+        return config.fpn_channels if config.has_fpn else 1024
+    return value
+
+
+def find_notes(config: Config, program: Program) -> list[str]:
+    """Return lines about what a file of the program does not contain, and about its other conventions."""
+    title, notes = program.title, []
+    if not program.stores_settings and (settings := _settings_to_repeat(config, program)):
+        notes.append(f'settings that the file does not contain, to make in {title}: {", ".join(settings)}')
+    difference = mean_difference(config.dialect, program.dialect)
+    if difference > 0 and not _has_own_input(config, program):
+        how = 'not converted' if config.norm == 'gn' else 'converted, except at the zero padding around the image'
+        notes.append(f'pixel means that differ from those of {title} by {difference:.2f} of 255 are {how}')
+    if differences := find_differences(config, program):
+        notes.append(f'runs in {title} with these differences: {", ".join(differences)}')
+    return notes
+
+
+def _settings_to_repeat(config: Config, program: Program) -> list[str]:
+    reference = program.reference(config, {})
+    fields = {name: getattr(config, name) for name in SETTINGS if name not in config.unused_fields}
+    settings = [f'{name} {_plain(value)}' for name, value in fields.items() if value != getattr(reference, name)]
+    names = [name for name in sorted(program.settable) if name not in _CONVERTED or _has_own_input(config, program)]
+    conventions = {name: get_convention(config.dialect, name) for name in names}
+    return settings + [
+        f'{name} {_plain(value)}'
+        for name, value in conventions.items()
+        if value != get_convention(program.dialect, name)
+    ]
+
+
+def find_differences(config: Config, program: Program) -> list[str]:
+    """Return the conventions of a network that the program replaces by its own, with both values."""
+    skipped = {*_CONVERTED, *_OF_DEMO, *program.settable, *_unused_conventions(config)}
+    differences = []
+    for group in _GROUPS:
+        for convention in dataclasses.fields(getattr(config.dialect, group)):
+            name = f'{group}.{convention.name}'
+            value, other = get_convention(config.dialect, name), get_convention(program.dialect, name)
+            if value != other and name not in skipped:
+                differences.append(f'{name} {_plain(other)} instead of {_plain(value)}')
+    return differences
+
+
+def _unused_conventions(config: Config) -> set[str]:
+    """Return the conventions that do not affect a network: those of layers that it does not have."""
+    unused = set()
+    if config.norm != 'gn':
+        unused |= {'backbone.gn_groups', 'backbone.gn_eps'}
+    if not config.has_fpn:
+        unused |= {'backbone.stride_in_3x3', 'rpn.proposals_per_level'}
+        unused |= {'rois.level_rounding', 'rois.level_epsilon', 'rois.level_bias'}
+    if config.has_fpn or config.roi_size == 14:
+        unused |= {'rois.average_half_window'}
+    for group, is_present in (('masks', config.masks), ('keypoints', config.n_keypoint)):
+        if not is_present:
+            unused |= {f'{group}.{field.name}' for field in dataclasses.fields(getattr(config.dialect, group))}
+    return unused
+
+
+def _has_own_input(config: Config, program: Program) -> bool:
+    """Return whether the network keeps its input, because the program's configuration sets it."""
+    return config.dialect.name == program.dialect.name and 'input.pixel_mean' in program.settable
+
+
+def mean_difference(dialect: Dialect, other: Dialect) -> float:
+    """Return the largest difference of the pixel means of two dialects, in levels of 0 ... 255."""
+    return max(abs(a - b) for a, b in zip(_rgb_mean(dialect), _rgb_mean(other), strict=True))
+
+
+def _rgb_mean(dialect: Dialect) -> tuple[float, ...]:
+    mean = dialect.input.pixel_mean
+    return mean if dialect.input.channel_order == 'RGB' else mean[::-1]
+
+
+def get_convention(dialect: Dialect, name: str) -> Any:
+    """Return the value of a convention such as ``'boxes.offset'``."""
+    group, _, field = name.partition('.')
+    return getattr(getattr(dialect, group), field)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ' '.join(map(_plain, value))
+    return f'{value:g}' if isinstance(value, float) else str(value)

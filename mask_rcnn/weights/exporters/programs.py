@@ -1,0 +1,121 @@
+"""The programs whose files can be written: their networks, and what they store of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mask_rcnn.config import DETECTRON, DETECTRON2, PRESETS, RESNET_BLOCKS, TORCHVISION, Config, Dialect
+
+#: The fields of a configuration that determine the layers of a network and the names of its arrays.
+ARCHITECTURE = (
+    'norm',
+    'head_norm',
+    'fpn_channels',
+    'rpn_channels',
+    'rpn_convs',
+    'head_channels',
+    'box_convs',
+    'box_fcs',
+    'mask_channels',
+    'mask_convs',
+)
+
+#: The other fields that a user can set, in the order of messages.
+SETTINGS = (
+    'min_size',
+    'max_size',
+    'anchor_sizes',
+    'anchor_ratios',
+    'rpn_pre_nms',
+    'rpn_post_nms',
+    'rpn_nms_threshold',
+    'rpn_min_size',
+    'roi_size',
+    'mask_roi_size',
+    'roi_canonical_size',
+    'roi_align',
+    'sampling_ratio',
+    'score_threshold',
+    'nms_threshold',
+    'max_detections',
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that can run a network.
+
+    Args:
+        title: Its name for messages.
+        dialect: Its conventions.
+        norms: Values of ``Config.norm`` that its networks have; the first one replaces the others where that is exact.
+        backbones: Backbones of its FPN networks.
+        c4_backbones: Backbones of its C4 networks.
+        networks: Values of the fields in :data:`ARCHITECTURE` of its FPN networks that differ from Detectron's
+            R-50-FPN, one mapping for each network.
+        settable: Conventions, such as ``'backbone.stride_in_3x3'``, that the program's configuration sets.
+        stores_settings: Whether its files contain the settings.
+        defaults: Values of settings in the program, by field, that differ from those of the presets.
+        takes_both_heads: Whether a network can have masks and keypoints.
+        doubles_anchors: Whether the anchor sizes of an FPN double from level to level.
+    """
+
+    title: str
+    dialect: Dialect
+    norms: tuple[str, ...]
+    backbones: tuple[str, ...]
+    c4_backbones: tuple[str, ...] = ()
+    networks: tuple[Mapping[str, Any], ...] = ({},)
+    settable: frozenset[str] = frozenset()
+    stores_settings: bool = False
+    defaults: Callable[[Config], Mapping[str, Any]] = field(default=lambda config: {})
+    takes_both_heads: bool = False
+    doubles_anchors: bool = False
+
+    def reference(self, config: Config, network: Mapping[str, Any]) -> Config:
+        """Return the configuration of the program's own network with the backbone and the heads of another one."""
+        preset = PRESETS['resnet50_fpn' if config.has_fpn else 'resnet50']
+        heads = {name: getattr(config, name) for name in ('extractor', 'n_fg_class', 'masks', 'n_keypoint')}
+        return preset.replace(**heads, dialect=self.dialect, **network, **self.defaults(config))
+
+
+_RESNETS = ('resnet50', 'resnet101', 'resnet152')
+
+#: torchvision's ``maskrcnn_resnet50_fpn_v2`` and ``fasterrcnn_resnet50_fpn_v2``.
+_TORCHVISION_V2 = {'head_norm': 'bn', 'rpn_convs': 2, 'box_convs': 4, 'box_fcs': 1}
+
+_GN = {'norm': 'gn', 'head_norm': 'gn', 'box_convs': 4, 'box_fcs': 1}
+
+TORCHVISION_PROGRAM = Program(
+    title='torchvision',
+    dialect=TORCHVISION,
+    norms=('bn',),
+    backbones=(*_RESNETS, 'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'),
+    networks=({}, _TORCHVISION_V2),
+    defaults=lambda config: {'rpn_min_size': 1e-3},
+)
+
+DETECTRON2_PROGRAM = Program(
+    title='detectron2',
+    dialect=DETECTRON2,
+    norms=('bn',),
+    backbones=tuple(RESNET_BLOCKS),
+    c4_backbones=_RESNETS,
+    settable=frozenset({'input.channel_order', 'input.pixel_mean', 'input.pixel_std', 'backbone.stride_in_3x3'}),
+    defaults=lambda config: {'sampling_ratio': 0},
+)
+
+DETECTRON_PROGRAM = Program(
+    title='Detectron',
+    dialect=DETECTRON,
+    norms=('affine', 'gn'),
+    backbones=tuple(RESNET_BLOCKS),
+    c4_backbones=_RESNETS,
+    networks=({}, _GN),
+    settable=frozenset({'backbone.stride_in_3x3'}),
+    stores_settings=True,
+    takes_both_heads=True,
+    doubles_anchors=True,
+)

@@ -1,0 +1,130 @@
+"""The table of formats that :func:`export_weights` writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mask_rcnn.config import Config
+from mask_rcnn.weights import safetensors_model
+from mask_rcnn.weights.converters import detectron
+from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
+from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.exporters import detectron_cfg, programs
+from mask_rcnn.weights.exporters.adaptation import adapt
+from mask_rcnn.weights.exporters.array_pickle import ArrayPickle
+from mask_rcnn.weights.exporters.compatibility import find_notes, find_obstacles
+from mask_rcnn.weights.exporters.inversion import invert_mappings
+from mask_rcnn.weights.files import create_weight_file
+from mask_rcnn.weights.native import ModelMeta, write_weights
+
+_Path = str | os.PathLike
+_Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format that can be written.
+
+    Args:
+        suffix: Suffix of its files.
+        write: Writes a file, given the path, the configuration, the arrays and the metadata.
+        program: The program of the format; ``None`` for a format of native arrays.
+        arrays: Returns the program's arrays by name, given the source path, the adapted configuration and arrays.
+    """
+
+    suffix: str
+    write: Callable[[_Path, Config, _Arrays, ModelMeta], None]
+    program: programs.Program | None = None
+    arrays: Callable[[_Path, Config, _Arrays], _Arrays] = lambda path, config, arrays: arrays
+
+
+def export_weights(
+    path: _Path, output: _Path, file: ConvertedWeights, meta: ModelMeta, target: Target
+) -> tuple[str, ...]:
+    """Write the weights of a file in another format; the new file appears under its name only when it is complete.
+
+    Args:
+        path: The file, for errors.
+        output: The file to write.
+        file: The weights.
+        meta: Their metadata.
+        target: A value of :data:`TARGETS`.
+
+    Returns:
+        Lines about what differs in the other program.
+
+    Raises:
+        WeightFileError: The other program cannot run the network, an array is missing, or the file cannot be written.
+    """
+    config, arrays, program = file.config, dict(file.arrays), target.program
+    notes: list[str] = []
+    if program is not None:
+        check_target(path, file, target)
+        notes = find_notes(config, program)
+        config, arrays = adapt(path, config, arrays, program)
+    target.write(output, config, target.arrays(path, config, arrays), meta)
+    return tuple(notes)
+
+
+def check_target(path: _Path, file: ConvertedWeights, target: Target) -> None:
+    """Raise an error if the program of a format cannot run the network of a file.
+
+    Raises:
+        WeightFileError: It cannot; the message names everything that does not fit.
+    """
+    program = target.program
+    if program is None:
+        return
+    if file.kind != 'model':
+        raise WeightFileError(path, f'contains {file.kind} weights, which cannot be written for {program.title}')
+    obstacles = find_obstacles(file.config, program)
+    if obstacles:
+        raise WeightFileError(
+            path, f'cannot be written for {program.title}, which does not have {"; ".join(obstacles)}'
+        )
+
+
+def default_name(file: ConvertedWeights, name: str) -> str:
+    """Return the default name of a file in a format, such as ``mask_rcnn_R-50-FPN_torchvision.pth``."""
+    suffix = TARGETS[name].suffix
+    if file.kind == 'backbone':
+        return f'{backbone_name(file.config)}_{name}{suffix}'
+    backbone, heads = network_name(file.config).split(maxsplit=1)
+    return f'{heads.lower().replace(" ", "_").replace("r-cnn", "rcnn")}_{backbone}_{name}{suffix}'
+
+
+# The formats
+
+
+def _write_npz(path: _Path, config: Config, arrays: _Arrays, meta: ModelMeta) -> None:
+    write_weights(path, arrays, meta)
+
+
+def _write_safetensors(path: _Path, config: Config, arrays: _Arrays, meta: ModelMeta) -> None:
+    safetensors_model.write(path, arrays, meta)
+
+
+def _detectron_blobs(path: _Path, config: Config, arrays: _Arrays) -> _Arrays:
+    """Return Detectron's blobs, with the fixed upsampling of keypoint networks."""
+    blobs = invert_mappings(path, detectron.param_mappings(config), arrays)
+    if config.n_keypoint:
+        blobs |= {'kps_score_w': detectron.bilinear_upsampling(config.n_keypoint)}
+        blobs |= {'kps_score_b': np.zeros(config.n_keypoint, np.float32)}
+    return blobs
+
+
+def _write_detectron(path: _Path, config: Config, arrays: _Arrays, meta: ModelMeta) -> None:
+    with create_weight_file(path) as file:
+        ArrayPickle(file, python2=True).write({'blobs': arrays, 'cfg': detectron_cfg.dump(config)})
+
+
+#: All formats by the name on the command line.
+TARGETS: Mapping[str, Target] = {
+    'npz': Target('.npz', _write_npz),
+    'detectron': Target('.pkl', _write_detectron, programs.DETECTRON_PROGRAM, _detectron_blobs),
+    'safetensors': Target('.safetensors', _write_safetensors),
+}
