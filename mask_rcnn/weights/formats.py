@@ -38,7 +38,7 @@ from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, zip_member_names
 from mask_rcnn.weights.native import read_weights
 from mask_rcnn.weights.norm_arrays import config_with_norm, convert_norm_arrays
-from mask_rcnn.weights.readers import safe_pickle, safetensors_file, torch_file
+from mask_rcnn.weights.readers import safe_pickle, safetensors_file, state_dict_file, torch_file
 
 #: Name of the native format.
 NATIVE = 'mask-rcnn-npz'

@@ -195,6 +195,11 @@ def _is_rgb(input_changes: Mapping[str, Any]) -> bool:
     return mean is not None and mean[0] > mean[2]
 
 
+def param_mappings(config: Config) -> list[ParamMapping]:
+    """Return the mapping of each array of a network from detectron2's arrays."""
+    return _Layers('', {}).param_mappings(config)
+
+
 class _Layers:
     """The layers of a state dict: detection of the network, and the mappings of its parameters.
 
@@ -208,7 +213,6 @@ class _Layers:
         self._arrays = arrays
         self._mapper = LayerMapper(arrays)
         self._body = 'backbone.bottom_up' if 'backbone.bottom_up.stem.conv1.weight' in arrays else 'backbone'
-        self._check_parts()
 
     def _size(self, name: str, axis: int = 0, n_axes: int = 4, minimum: int = 1) -> int:
         return layer_size(self._path, self._arrays, name, axis, n_axes, minimum)
@@ -240,6 +244,7 @@ class _Layers:
         Args:
             settings: Settings by name, of which the number of anchors depends.
         """
+        self._check_parts()
         has_fpn = f'{self._body}.stem.conv1.weight' in self._arrays and self._body != 'backbone'
         base = _BASE_FPN if has_fpn else _BASE_C4
         backbone = find_resnet(
@@ -321,12 +326,12 @@ class _Layers:
 
     def _map_backbone(self, config: Config) -> list[ParamMapping]:
         """Map conv1 to res5; in a C4 network, res5 belongs to the heads."""
-        native = 'extractor/body' if config.has_fpn else 'extractor'
-        stem, mappings = f'{self._body}.stem.conv1', []
+        body, native = ('backbone.bottom_up', 'extractor/body') if config.has_fpn else ('backbone', 'extractor')
+        stem, mappings = f'{body}.stem.conv1', []
         mappings += self._mapper.conv_norm(stem, f'{stem}.norm', f'{native}/conv1', (64, 3, 7, 7), config.norm)
         for stage, block, name, shape in resnet_convolutions(config.backbone):
             is_head = stage == 5 and not config.has_fpn
-            conv = f'{"roi_heads" if is_head else self._body}.res{stage}.{block}.{name}'
+            conv = f'{"roi_heads" if is_head else body}.res{stage}.{block}.{name}'
             path = f'{"box_head" if is_head else native}/res{stage}/block{block}/{name}'
             mappings += self._mapper.conv_norm(conv, f'{conv}.norm', path, shape, config.norm)
         return mappings
@@ -381,8 +386,10 @@ class _Layers:
     def _map_box_outputs(self, config: Config, width: int) -> list[ParamMapping]:
         n_classes, predictor = config.n_fg_class, 'roi_heads.box_predictor'
         return [
-            *self._mapper.plain(f'{predictor}.cls_score', 'box_head/score', (n_classes + 1, width), _background_first),
-            *self._mapper.plain(f'{predictor}.bbox_pred', 'box_head/delta', (4 * n_classes, width), _add_background),
+            *self._mapper.plain(f'{predictor}.cls_score', 'box_head/score', (n_classes + 1, width), background_first),
+            *self._mapper.plain(
+                f'{predictor}.bbox_pred', 'box_head/delta', (4 * n_classes, width), add_background_deltas
+            ),
         ]
 
     def _map_mask_outputs(self, config: Config, width: int) -> list[ParamMapping]:
@@ -401,12 +408,12 @@ class _Layers:
         return mappings + self._mapper.plain(f'{head}.score_lowres', 'keypoint_head/deconv', deconv, out=1)
 
 
-def _background_first(array: np.ndarray) -> np.ndarray:
+def background_first(array: np.ndarray) -> np.ndarray:
     """Move the last row, the background, to the front."""
     return np.roll(array, 1, axis=0)
 
 
-def _add_background(array: np.ndarray) -> np.ndarray:
+def add_background_deltas(array: np.ndarray) -> np.ndarray:
     """Put four rows of zeros, the background's, before the deltas ``(dy, dx, dh, dw)`` of the classes."""
     return np.concatenate([np.zeros((4, *array.shape[1:]), array.dtype), swap_xy(array)])
 

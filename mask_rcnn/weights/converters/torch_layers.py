@@ -25,7 +25,7 @@ class LayerMapper:
     """Builds the mappings of layers.
 
     Args:
-        arrays: The arrays of the file by name.
+        arrays: The arrays of the file by name; empty for the names in a complete file.
         name_of: Returns the name of an array in the file, which may be that of an older version of the program.
     """
 
@@ -77,7 +77,7 @@ class LayerMapper:
     def _statistic(self, source: str, path: str, shape: tuple[int, ...], value: float) -> ParamMapping:
         """Map a running statistic; a file may lack all statistics, but not a single one."""
         name = self._name_of(source)
-        if name in self._arrays or any(other.endswith('.running_mean') for other in self._arrays):
+        if not self._arrays or name in self._arrays or any(other.endswith('.running_mean') for other in self._arrays):
             return ParamMapping(path, {name: shape})
         return ParamMapping(path, {}, lambda: np.full(shape, value, np.float32))
 

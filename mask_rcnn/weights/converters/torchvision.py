@@ -138,6 +138,11 @@ def _assumptions(settings: Mapping[str, Any], config: Config) -> Iterable[str]:
         )
 
 
+def param_mappings(config: Config) -> list[ParamMapping]:
+    """Return the mapping of each array of a network from torchvision's arrays, under their present names."""
+    return _Layers('', {}).param_mappings(config)
+
+
 class _Layers:
     """The layers of a state dict: detection of the network, and the mappings of its parameters.
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from mask_rcnn.weights.converters import detectron2
 from mask_rcnn.weights.converters.mapping import ParamMapping, drop_background, swap_xy
 from mask_rcnn.weights.errors import WeightFileError
 
 _Function = Callable[[np.ndarray], np.ndarray]
 
 
-def add_background(array: np.ndarray) -> np.ndarray:
+def add_mask_background(array: np.ndarray) -> np.ndarray:
     """Return a mask layer's weight or bias with a first output of zeros, the unused background."""
     return np.concatenate([np.zeros_like(array[:1]), array])
 
@@ -26,7 +27,9 @@ def add_background(array: np.ndarray) -> np.ndarray:
 INVERSES: dict[Callable[..., np.ndarray] | None, _Function] = {
     None: np.asarray,
     swap_xy: swap_xy,
-    drop_background: add_background,
+    drop_background: add_mask_background,
+    detectron2.background_first: lambda array: np.roll(array, -1, axis=0),
+    detectron2.add_background_deltas: lambda array: swap_xy(array[4:]),
 }
 
 

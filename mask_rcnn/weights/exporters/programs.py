@@ -50,7 +50,7 @@ class Program:
     Args:
         title: Its name for messages.
         dialect: Its conventions.
-        norms: Values of ``Config.norm`` that its networks have; the first one replaces the others where that is exact.
+        norms: Values of ``Config.norm`` that its networks have; the first one replaces frozen normalisations.
         backbones: Backbones of its FPN networks.
         c4_backbones: Backbones of its C4 networks.
         networks: Values of the fields in :data:`ARCHITECTURE` of its FPN networks that differ from Detectron's
@@ -100,9 +100,10 @@ TORCHVISION_PROGRAM = Program(
 DETECTRON2_PROGRAM = Program(
     title='detectron2',
     dialect=DETECTRON2,
-    norms=('bn',),
+    norms=('bn', 'gn'),
     backbones=tuple(RESNET_BLOCKS),
     c4_backbones=_RESNETS,
+    networks=({}, _GN),
     settable=frozenset({'input.channel_order', 'input.pixel_mean', 'input.pixel_std', 'backbone.stride_in_3x3'}),
     defaults=lambda config: {'sampling_ratio': 0},
 )

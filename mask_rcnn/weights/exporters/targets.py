@@ -10,10 +10,10 @@ import numpy as np
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights import safetensors_model
-from mask_rcnn.weights.converters import detectron
+from mask_rcnn.weights.converters import detectron, detectron2, torchvision
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
 from mask_rcnn.weights.errors import WeightFileError
-from mask_rcnn.weights.exporters import detectron_cfg, programs
+from mask_rcnn.weights.exporters import detectron_cfg, programs, torch_file
 from mask_rcnn.weights.exporters.adaptation import adapt
 from mask_rcnn.weights.exporters.array_pickle import ArrayPickle
 from mask_rcnn.weights.exporters.compatibility import find_notes, find_obstacles
@@ -122,9 +122,47 @@ def _write_detectron(path: _Path, config: Config, arrays: _Arrays, meta: ModelMe
         ArrayPickle(file, python2=True).write({'blobs': arrays, 'cfg': detectron_cfg.dump(config)})
 
 
+def _torchvision_tensors(path: _Path, config: Config, arrays: _Arrays) -> _Arrays:
+    """Return torchvision's tensors.  A network with an epsilon has batch counters, by which readers recognise it."""
+    mappings = torchvision.param_mappings(config)
+    tensors = invert_mappings(path, mappings, arrays)
+    if not config.dialect.backbone.bn_eps:
+        return tensors
+    with_counters: _Arrays = {}
+    for mapping in mappings:
+        for name in mapping.inputs:
+            with_counters[name] = tensors[name]
+            if name.endswith('.running_var'):
+                norm, counter = mapping.path.removesuffix('avg_var'), name.removesuffix('running_var')
+                count = arrays.get(f'{norm}N', np.zeros(()))
+                with_counters[f'{counter}num_batches_tracked'] = np.asarray(count, np.int64)
+    return with_counters
+
+
+def _write_torchvision(path: _Path, config: Config, arrays: _Arrays, meta: ModelMeta) -> None:
+    torch_file.write(path, arrays)
+
+
+def _detectron2_arrays(path: _Path, config: Config, arrays: _Arrays) -> _Arrays:
+    """Return detectron2's arrays, with the constants of the input as in the files of its model zoo."""
+    values = config.dialect.input
+    constants = {'pixel_mean': values.pixel_mean, 'pixel_std': values.pixel_std}
+    return {
+        **{name: np.asarray(value, np.float32).reshape(3, 1, 1) for name, value in constants.items()},
+        **invert_mappings(path, detectron2.param_mappings(config), arrays),
+    }
+
+
+def _write_detectron2(path: _Path, config: Config, arrays: _Arrays, meta: ModelMeta) -> None:
+    with create_weight_file(path) as file:
+        ArrayPickle(file, python2=False).write({'__author__': 'mask_rcnn', 'model': arrays})
+
+
 #: All formats by the name on the command line.
 TARGETS: Mapping[str, Target] = {
     'npz': Target('.npz', _write_npz),
+    'torchvision': Target('.pth', _write_torchvision, programs.TORCHVISION_PROGRAM, _torchvision_tensors),
+    'detectron2': Target('.pkl', _write_detectron2, programs.DETECTRON2_PROGRAM, _detectron2_arrays),
     'detectron': Target('.pkl', _write_detectron, programs.DETECTRON_PROGRAM, _detectron_blobs),
     'safetensors': Target('.safetensors', _write_safetensors),
 }
