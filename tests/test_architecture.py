@@ -23,7 +23,7 @@ FLOOR_OF = {package: number for number, floor in enumerate(FLOORS) for package i
 
 #: Packages that an array operation may import.
 IMPORTED_BY_OPERATIONS = {
-    *('numpy', 'numba', 'chainer', 'cuda', 'cupy', 'cv2', 'mask_rcnn', 'pycocotools'),
+    *('numpy', 'numba', 'llvmlite', 'chainer', 'cuda', 'cupy', 'cv2', 'mask_rcnn', 'pycocotools'),
     *('__future__', 'abc', 'collections', 'concurrent', 'contextlib', 'ctypes', 'dataclasses', 'enum', 'functools'),
     *(
         'hashlib',

@@ -1,8 +1,8 @@
 """Sums over the taps of a convolution with a tile of the sums in registers, compiled.
 
 The twelve vectors of sums of a tile depend on each other only through seven loads, so that the multiplications, not the
-loads, limit the rate: 117 GFLOP/s on one CPU whose matrix multiplication reaches 101 (AMD EPYC 9004).  Of the 16
-registers of AVX2 the sums leave three for pixels and one for a weight.
+loads, limit the rate: 117 GFLOP/s on one CPU whose matrix multiplication reaches 101 (AMD EPYC 9004).  The sums leave
+four of the 16 registers of AVX2, for three vectors of pixels and a weight.
 
 Arrays are contiguous and have one dimension, unless stated otherwise.
 """
