@@ -24,6 +24,7 @@ _SMALL_FPN = {**_SMALL, 'fpn_channels': 16, 'rpn_channels': 16, 'head_channels':
 _NETWORKS: dict[str, Mapping[str, object]] = {
     'resnet50': _SMALL,
     'resnet50_fpn': {**_SMALL_FPN, 'norm': 'bn'},
+    'resnet50_fpn_gn': {**_SMALL_FPN, 'fpn_channels': 32, 'mask_channels': 32},
     'mobilenet_v1_fpn': {**_SMALL_FPN, 'width': 0.25},
     'keypoint_resnet50_fpn': {**_SMALL_FPN, 'n_fg_class': 1},
 }
@@ -58,10 +59,10 @@ def _train() -> None:
     from mask_rcnn.cli import train
 
     with tempfile.TemporaryDirectory() as folder:
-        for extractor in ('resnet50_fpn', 'mobilenet_v1_fpn'):
+        for number, extractor in enumerate(('resnet50_fpn', 'mobilenet_v1_fpn', 'mobilenet_v1_fpn --norm gn')):
             options = f'--dataset shapes --pretrained none --extractor {extractor} --min-size 64 --max-size 64'
             options += ' --batchsize 1 --iteration 1 --validation 0 --snapshot 0 --workers 0 --gpu -1 --out'
-            train.main([*options.split(), f'{folder}/{extractor}'])
+            train.main([*options.split(), f'{folder}/{number}'])
 
 
 if __name__ == '__main__':

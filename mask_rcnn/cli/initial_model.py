@@ -126,11 +126,11 @@ def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskR
     if args.pretrained != 'none':
         path = _pretrained_file(args)
         file = formats.read(path, bn2affine=args.bn2affine)
-    model = mask_rcnn.build(
-        _new_config(args, file, len(train_set.class_names)),
-        class_names=train_set.class_names,
-        category_ids=model_category_ids(train_set),
-    )
+    config, category_ids = _new_config(args, file, len(train_set.class_names)), model_category_ids(train_set)
+    try:
+        model = mask_rcnn.build(config, class_names=train_set.class_names, category_ids=category_ids)
+    except ValueError as error:  # the groups of group normalisation do not divide a number of channels
+        raise UsageError(str(error)) from error
     if path is not None:
         report = load_pretrained(model, path, file)
         if is_main:

@@ -38,6 +38,7 @@ _FIELDS_WITH_OPTIONS = (
     'n_keypoint',
     'dialect',
     'norm',
+    'head_norm',
     'roi_size',
     'roi_align',
     'min_size',

@@ -149,10 +149,10 @@ def load(
     for name in _DETERMINED_BY_ARRAYS:
         if name in changes and changes[name] != getattr(file.config, name):
             raise ValueError(f'{escape(path)}: its {name} is {getattr(file.config, name)!r}, not {changes[name]!r}')
-    norm = changes.pop('norm', file.config.norm)
+    converts_norm, norm = 'norm' in changes and not bn2affine, changes.pop('norm', None)
     config = file.config.replace(**changes)
     try:
-        converts_norm = not bn2affine and config_with_norm(config, norm) != config
+        converts_norm = converts_norm and config_with_norm(config, norm) != config
     except ValueError as error:
         raise ValueError(f'{escape(path)}: {error}') from None
     class_names, category_ids = default_classes(file)

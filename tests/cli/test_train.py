@@ -31,6 +31,7 @@ from mask_rcnn.evaluation.coco import ResultsFileError
 from mask_rcnn.io import atomic_file
 from mask_rcnn.io.folder_lock import lock_folder
 from mask_rcnn.models import builder
+from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.training import distributed
@@ -121,6 +122,44 @@ def test_defaults_match_the_readme(fake_runs):
 
 def pre_and_post_nms(run):
     return run.options.sampling.train_pre_nms, run.options.sampling.train_post_nms
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        ('--norm gn', ('gn', 'none', 0, 2, False)),
+        ('--norm gn --extractor resnet50_fpn', ('gn', 'gn', 4, 1, True)),
+        ('--norm gn --extractor mobilenet_v1_fpn --set width=2 box_fcs=2', ('gn', 'gn', 4, 2, True)),
+    ],
+)
+def test_group_normalisation_selects_detectrons_heads(fake_runs, monkeypatch, flags, expected):
+    monkeypatch.setattr(ResNet, 'stem_channels', 32)
+    config = run_of(fake_runs, *flags.split()).model.config
+    stride_in_3x3 = config.dialect.backbone.stride_in_3x3
+    assert (config.norm, config.head_norm, config.box_convs, config.box_fcs, stride_in_3x3) == expected
+
+
+@pytest.mark.parametrize('norm', [None, 'affine', 'bn', 'gn'])
+@pytest.mark.parametrize(('file', 'expected'), [('gn', ('gn', 'gn')), ('bn', None)])
+def test_pretrained_normalised_heads(fake_runs, monkeypatch, capsys, norm, file, expected):
+    """The heads follow the backbone; weights with group normalisation fit only a network with it, and vice versa."""
+    monkeypatch.setattr(ResNet, 'stem_channels', 32)
+    network = {'fpn_channels': 32, 'mask_channels': 32, 'head_channels': 16, 'n_fg_class': 3}
+    mask_rcnn.save('file.npz', builder.build('resnet50_fpn_gn', norm=file, head_norm=file, **network))
+    flags = [*SHAPES[:2], *SHAPES[4:], '--pretrained', 'file.npz', *(['--norm', norm] if norm else [])]
+    status = train.main(flags)
+    if norm not in ((None, 'gn') if file == 'gn' else (None, 'affine', 'bn')):
+        assert status == 1 and f"has norm='{file}', but the model has norm='{norm}'" in capsys.readouterr().err
+        return
+    config = fake_runs[-1].model.config
+    assert status == 0 and (config.norm, config.head_norm) == (expected or (norm or 'affine',) * 2)
+    assert (config.box_convs, config.box_fcs) == (4, 1)
+
+
+def test_channels_that_groups_do_not_divide_are_one_line(fake_runs, capsys):
+    assert train.main([*SHAPES, '--extractor', 'mobilenet_v1_fpn', '--norm', 'gn', '--set', 'fpn_channels=48']) == 2
+    message = '/norm: group normalisation with 32 groups needs a multiple of 32 channels, not 48'
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -226,6 +265,8 @@ def refused(capsys, *arguments, given=SHAPES):
         ('--subdivisions 9', ('--subdivisions', '--batchsize')),
         ('--norm bn --bn2affine', ('--norm', '--bn2affine')),
         ('--norm affine --freeze-bn', ('--norm', '--freeze-bn')),
+        ('--norm gn --freeze-bn', ('--norm', '--freeze-bn')),
+        ('--norm gn --bn2affine', ('--norm', '--bn2affine')),
         ('--unfreeze_bn --freeze_bn', ('--unfreeze-bn', '--freeze-bn')),
         ('--unfreeze_bn --bn2affine', ('--unfreeze-bn', '--bn2affine')),
         ('--unfreeze_bn --norm affine', ('--unfreeze-bn', '--norm')),
@@ -370,7 +411,7 @@ def test_a_resumed_run_keeps_the_seed_and_the_frozen_stages(tmp_path, monkeypatc
         '--snapshot -1',
         '--clip-gradient 0',
         '--communicator mpi',
-        '--norm gn',
+        '--norm ln',
         '--anchor-sizes',
         '--nonsense',
     ],

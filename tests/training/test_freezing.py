@@ -209,3 +209,12 @@ def test_copies_are_frozen():
     for copied in (copy.copy(param), copy.deepcopy(param), pickle.loads(pickle.dumps(param))):
         assert not copied.requires_grad and copied.name == 'W'
         np.testing.assert_array_equal(copied.array, param.array)
+
+
+def test_group_normalisation_is_trained_after_the_frozen_stages():
+    """Without statistics, ``freeze_bn`` does not affect it."""
+    for options in ({}, {'freeze_bn': True}):
+        model = Model('gn')
+        freeze(model, stages=2, **options)
+        for path, param in model.namedparams():
+            assert param.requires_grad != is_frozen_stage(path.lstrip('/')), path

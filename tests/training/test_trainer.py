@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,9 +18,11 @@ import pytest
 import mask_rcnn
 from mask_rcnn.cli import demo, initial_model, train
 from mask_rcnn.cli.dataset_options import N_GENERATED
+from mask_rcnn.config import Config
 from mask_rcnn.training import plots
 from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.snapshot import read_options, read_snapshot
+from mask_rcnn.training.trainer import averages_statistics
 from tests.support.mpi import mpiexec_command
 from tests.support.small_resnet import use_narrow_resnet
 from tests.support.small_train import NETWORK, RUN
@@ -354,3 +357,17 @@ def test_a_randomly_initialised_network_has_no_frozen_stages(tmp_path):
     assert train.main(arguments(tmp_path, '--resume', snapshot, iteration=2, network=[])) == 0
     before, after = (mask_rcnn.load(tmp_path / f'model_iter_{i}.npz') for i in (1, 2))
     assert (before.extractor.body.conv0.conv.W.array != after.extractor.body.conv0.conv.W.array).any()
+
+
+@pytest.mark.parametrize(
+    ('norms', 'expected'),
+    [(('bn', 'none'), True), (('affine', 'bn'), True), (('gn', 'bn'), True), (('gn', 'gn'), False)],
+)
+def test_running_statistics_are_averaged(norms, expected):
+    """Over several processes, if the backbone or the heads have batch normalisations that are not fixed."""
+    config = Config(extractor='resnet50_fpn', norm=norms[0], head_norm=norms[1])
+    model = SimpleNamespace(config=config)
+    for size, freeze_bn in ((2, False), (1, False), (2, True)):
+        options = SimpleNamespace(freeze_bn=freeze_bn)
+        found = averages_statistics(model, options, SimpleNamespace(size=size))
+        assert found == (expected and size == 2 and not freeze_bn)

@@ -6,6 +6,7 @@ import pytest
 from chainer.backends import cuda
 
 import mask_rcnn
+from mask_rcnn.config import DETECTRON
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime import training_graph
 from mask_rcnn.training.freezing import freeze
@@ -30,8 +31,10 @@ EXAMPLES = [example(64, 96, seed=1), example(96, 64, seed=2), example(64, 96, se
 def make_chain(extractor, norm='affine', *, device='@cupy:0'):
     """Return a narrow network with random weights, whose first two stages are frozen."""
     np.random.seed(0)
-    width = {'width': 0.25} if 'mobile' in extractor else {}
-    model = mask_rcnn.build(extractor, n_fg_class=3, norm=norm, rpn_pre_nms=100, rpn_post_nms=20, **NARROW, **width)
+    changes = {'width': 0.25} if 'mobile' in extractor else {}
+    if norm == 'gn':
+        changes = {'head_norm': norm, 'box_convs': 1, 'dialect': DETECTRON.replace(backbone={'gn_groups': 8})}
+    model = mask_rcnn.build(extractor, n_fg_class=3, norm=norm, rpn_pre_nms=100, rpn_post_nms=20, **NARROW, **changes)
     freeze(model, stages=0 if norm == 'bn' else 2)
     chain = MaskRCNNTrainChain(model, sampling=SAMPLING)
     chain.to_device(device)
@@ -72,14 +75,16 @@ def assert_close(found, expected, loss_tolerance, gradient_tolerance):
         np.testing.assert_allclose(found_statistics[path], values, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize('extractor', ['mobilenet_v1_fpn', 'resnet50'])
-def test_recorded_passes_have_the_same_gradients_on_the_cpu(extractor, monkeypatch):
+@pytest.mark.parametrize(
+    ('extractor', 'norm'), [('mobilenet_v1_fpn', 'affine'), ('resnet50', 'affine'), ('resnet50_fpn', 'gn')]
+)
+def test_recorded_passes_have_the_same_gradients_on_the_cpu(extractor, norm, monkeypatch):
     """With a stand-in for graphs, which runs the recorded functions again."""
     use_narrow_resnet(monkeypatch)
-    expected = repeat(make_chain(extractor, device='@numpy'), EXAMPLES, 'fp32')
+    expected = repeat(make_chain(extractor, norm, device='@numpy'), EXAMPLES, 'fp32')
     with training_graphs_on_the_cpu(monkeypatch, np.ndarray):
         monkeypatch.setattr(training_graph, '_device_and_stream', lambda array: ())
-        chain = make_chain(extractor, device='@numpy')
+        chain = make_chain(extractor, norm, device='@numpy')
         found = repeat(chain, EXAMPLES, 'fp32')
     assert len(chain._trunk_graphs._graphs) == 2 and len(chain._head_graphs._graphs) == 2
     assert_close(found, expected, 1e-6, 3e-6)
@@ -134,6 +139,8 @@ def test_a_chain_may_run_several_forward_passes_before_a_backward_pass(monkeypat
         ('resnet50_fpn', 'affine', 'fp32'),
         ('resnet50_fpn', 'affine', 'fp16'),
         ('resnet50_fpn', 'bn', 'fp32'),
+        ('resnet50_fpn', 'gn', 'fp32'),
+        ('resnet50_fpn', 'gn', 'fp16'),
         ('mobilenet_v1_fpn', 'affine', 'fp32'),
         ('mobilenet_v1_fpn', 'bn', 'fp32'),
     ],
