@@ -223,7 +223,7 @@ def test_a_training_step_updates_normalisations(rng, variant):
     freeze(model, stages=2)
     chain = MaskRCNNTrainChain(model, sampling=SAMPLING)
     optimizer = make_optimizer(chain, weight_decay=1e-4)
-    set_learning_rate(optimizer, 1e-3)
+    set_learning_rate(optimizer, 0.1)
     params = dict(model.namedparams())
     before = {path: param.array.copy() for path, param in params.items()}
     with chainer.using_config('train', True):

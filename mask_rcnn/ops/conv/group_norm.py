@@ -140,7 +140,7 @@ class GroupNormGradient(chainer.FunctionNode):
         return gx, *(grad.astype(gamma.dtype, copy=False) for grad in grads), g
 
     def backward(self, indexes, grad_outputs):
-        raise NotImplementedError('group normalisation is differentiable only once')
+        raise RuntimeError('group normalisation is differentiable only once')
 
 
 def _multiply_by_derivative(gy: Array, y: Array) -> Array:
