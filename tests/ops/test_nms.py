@@ -23,6 +23,7 @@ def shifted(boxes, scores, groups, first_group, max_boxes):
     return np.stack([boxes[:, i] + distances for i in range(4)], axis=1)
 
 
+@np.errstate(invalid='ignore')  # the IoU of empty boxes is 0 / 0
 def reference_nms(boxes, scores, threshold, offset=1, groups=None, limit=None, suppress_equal=True):
     """Apply the definition box by box."""
     offset = np.float32(offset)
