@@ -62,13 +62,24 @@ _DETECTION_LIMITS = 100, 300, 1000
 #: Fraction of the memory that training may use: the rest is for the system, data and validation.
 _USABLE_MEMORY = 0.7
 #: Gigabytes of a training process: for the program and the weights, for each million pixels of an image, and for 512
-#: RoIs of an image.  Upper limits, measured on a CPU with all layers trained and batch normalisation.
+#: RoIs of an image.  Upper limits, measured on a CPU with all layers trained and batch normalisation; those of R-152 and
+#: the ResNeXts are R-101's and R-50's, multiplied by the ratio of the channels of all blocks.
 _MEMORY = {
     'mobilenet_v1_fpn': (1.0, 1.6, 0.2),
     'resnet50_fpn': (1.2, 2.3, 0.2),
     'resnet101_fpn': (1.6, 3.6, 0.2),
     'resnet50': (1.2, 2.0, 3.2),
     'resnet101': (1.6, 3.3, 3.2),
+    'resnet152_fpn': (2.0, 5.2, 0.2),
+    'resnext50_32x4d_fpn': (1.2, 3.1, 0.2),
+    'resnext101_32x8d_fpn': (2.2, 7.2, 0.2),
+    'resnext101_64x4d_fpn': (2.2, 7.2, 0.2),
+    'resnext152_32x8d_fpn': (2.8, 10.4, 0.2),
+    'resnet152': (2.0, 4.8, 3.2),
+    'resnext50_32x4d': (1.2, 2.7, 4.3),
+    'resnext101_32x8d': (2.2, 6.6, 6.4),
+    'resnext101_64x4d': (2.2, 6.6, 6.4),
+    'resnext152_32x8d': (2.8, 9.6, 6.4),
 }
 
 
