@@ -46,8 +46,6 @@ def adapt(
     Raises:
         WeightFileError: Arrays of a normalisation are missing or have different shapes.
     """
-    if config.dialect.name == DENA.name:
-        config = config.in_dialect(DETECTRON)
     before = config.dialect
     dialect = _target_dialect(config, program)
     norm = config.norm if config.norm in program.norms else program.norms[0]
@@ -64,6 +62,8 @@ def adapt(
         _replace(
             converted, 'rpn/delta', lambda array: array.reshape(-1, 4, *array.shape[1:])[order].reshape(array.shape)
         )
+    if before.name == DENA.name:
+        config = config.in_dialect(DETECTRON)  # with the settings of Detectron
     head_norm = norm if config.head_norm in ('affine', 'bn') else config.head_norm
     return config.replace(dialect=dialect, norm=norm, head_norm=head_norm), converted
 

@@ -79,9 +79,7 @@ def _unknown_layers(config: Config, program: Program) -> Iterator[str]:
 def _differing_layers(config: Config, program: Program, network: Any) -> list[str]:
     """Return the fields of a configuration that determine its layers and differ from those of the program's network."""
     reference = program.reference(config, network)
-    names = [name for name in ARCHITECTURE if name not in config.unused_fields]
-    if config.has_fpn and not config.masks:
-        names = [name for name in names if not name.startswith('mask_')]
+    names = [name for name in ARCHITECTURE if name not in config.unused_fields | {*program.settable_layers}]
     return [
         f'{name} {value!r} ({program.title}: {expected!r})'
         for name in names
@@ -115,14 +113,18 @@ def find_notes(config: Config, program: Program) -> list[str]:
 
 def _settings_to_repeat(config: Config, program: Program) -> list[str]:
     reference = program.reference(config, {})
-    fields = {name: getattr(config, name) for name in SETTINGS if name not in config.unused_fields}
-    settings = [f'{name} {_plain(value)}' for name, value in fields.items() if value != getattr(reference, name)]
-    names = [name for name in sorted(program.settable) if name not in _CONVERTED or _has_own_input(config, program)]
-    conventions = {name: get_convention(config.dialect, name) for name in names}
+    names = [name for name in (*program.settable_layers, *SETTINGS) if name not in config.unused_fields]
+    settings = [
+        f'{name} {_plain(value)}'
+        for name in names
+        if (value := _layer_value(config, name)) != _layer_value(reference, name)
+    ]
+    if config.dialect.name == program.dialect.name:  # the program's own files do not contain its conventions either
+        return settings
     return settings + [
         f'{name} {_plain(value)}'
-        for name, value in conventions.items()
-        if value != get_convention(program.dialect, name)
+        for name in sorted(program.settable - _unused_conventions(config) - {*_CONVERTED})
+        if (value := get_convention(config.dialect, name)) != get_convention(program.dialect, name)
     ]
 
 

@@ -55,6 +55,7 @@ class Program:
         c4_backbones: Backbones of its C4 networks.
         networks: Values of the fields in :data:`ARCHITECTURE` of its FPN networks that differ from Detectron's
             R-50-FPN, one mapping for each network.
+        settable_layers: Fields in :data:`ARCHITECTURE` that the program's user can set.
         settable: Conventions, such as ``'backbone.stride_in_3x3'``, that the program's configuration sets.
         stores_settings: Whether its files contain the settings.
         defaults: Values of settings in the program, by field, that differ from those of the presets.
@@ -68,6 +69,7 @@ class Program:
     backbones: tuple[str, ...]
     c4_backbones: tuple[str, ...] = ()
     networks: tuple[Mapping[str, Any], ...] = ({},)
+    settable_layers: tuple[str, ...] = ()
     settable: frozenset[str] = frozenset()
     stores_settings: bool = False
     defaults: Callable[[Config], Mapping[str, Any]] = field(default=lambda config: {})
@@ -80,6 +82,9 @@ class Program:
         heads = {name: getattr(config, name) for name in ('extractor', 'n_fg_class', 'masks', 'n_keypoint')}
         return preset.replace(**heads, dialect=self.dialect, **network, **self.defaults(config))
 
+
+#: The fields for which both PyTorch programs have parameters.
+_WIDTHS = ('fpn_channels', 'rpn_channels', 'head_channels', 'mask_channels', 'mask_convs')
 
 _RESNETS = ('resnet50', 'resnet101', 'resnet152')
 
@@ -94,6 +99,7 @@ TORCHVISION_PROGRAM = Program(
     norms=('bn',),
     backbones=(*_RESNETS, 'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'),
     networks=({}, _TORCHVISION_V2),
+    settable_layers=_WIDTHS,
     defaults=lambda config: {'rpn_min_size': 1e-3},
 )
 
@@ -104,6 +110,7 @@ DETECTRON2_PROGRAM = Program(
     backbones=tuple(RESNET_BLOCKS),
     c4_backbones=_RESNETS,
     networks=({}, _GN),
+    settable_layers=_WIDTHS,
     settable=frozenset({'input.channel_order', 'input.pixel_mean', 'input.pixel_std', 'backbone.stride_in_3x3'}),
     defaults=lambda config: {'sampling_ratio': 0},
 )
