@@ -62,8 +62,8 @@ _DETECTION_LIMITS = 100, 300, 1000
 #: Fraction of the memory that training may use: the rest is for the system, data and validation.
 _USABLE_MEMORY = 0.7
 #: Gigabytes of a training process: for the program and the weights, for each million pixels of an image, and for 512
-#: RoIs of an image.  Upper limits, measured on a CPU with all layers trained and batch normalisation; those of R-152 and
-#: the ResNeXts are R-101's and R-50's, multiplied by the ratio of the channels of all blocks.
+#: RoIs of an image.  Upper limits, measured on a CPU with all layers trained and batch normalisation; those of R-152
+#: and the ResNeXts are R-101's and R-50's, multiplied by the ratio of the channels of all blocks.
 _MEMORY = {
     'mobilenet_v1_fpn': (1.0, 1.6, 0.2),
     'resnet50_fpn': (1.2, 2.3, 0.2),
