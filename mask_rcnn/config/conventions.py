@@ -63,7 +63,7 @@ class BackboneConventions(CheckedConventions):
         stem_pool_pad: Padding of the max pooling after conv1.  1 pads every border by one pixel (Detectron).  0 pads
             only the bottom and the right border, if the last window needs it (TensorFlow's ``SAME``).
         stride_in_3x3: Whether the stride of a bottleneck block is in its 3x3 convolution (MindSpore, torchvision), or
-            in its first 1x1 convolution (Detectron, Matterport).  C4 networks always have it in the 1x1 convolution.
+            in its first 1x1 convolution (Detectron, Matterport).
     """
 
     bn_eps: float

@@ -177,7 +177,8 @@ class Res5BoxHead(BoxHead):
     stride 2) read every second bin of every second row: only these bins are computed, and res5 runs on the resulting
     7 x 7 grid with stride 1.  If the RoIs have more bins than the feature map has locations, RoIAlign runs after
     these convolutions (:class:`~mask_rcnn.models.backbones.resnet.PoolAfterConv`): 1000 RoIs on a map of 50 x 84 take
-    22 instead of 257 GFLOP.
+    22 instead of 257 GFLOP.  Neither applies to a dialect with ``backbone.stride_in_3x3``, where res5's first 3x3
+    convolution reads all bins.
 
     Args:
         in_channels (int): Channels of the feature map.
@@ -192,12 +193,21 @@ class Res5BoxHead(BoxHead):
 
     def __init__(self, in_channels, *, strides, config):
         super().__init__(config)
-        self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=config.roi_size // 7)
+        stride, self._stride_in_3x3 = config.roi_size // 7, config.dialect.backbone.stride_in_3x3
+        bin_step = 1 if self._stride_in_3x3 else stride
+        self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=bin_step)
         n_class = config.n_fg_class + 1
         self._average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
         with self.init_scope():
             width = grouped_width(config.backbone, self.out_channels)
-            self.res5 = ResNetStage(RESNET_BLOCKS[config.backbone][3], in_channels, **width, stride=1, norm=config.norm)
+            self.res5 = ResNetStage(
+                RESNET_BLOCKS[config.backbone][3],
+                in_channels,
+                **width,
+                stride=stride // bin_step,
+                norm=config.norm,
+                stride_in_3x3=self._stride_in_3x3,
+            )
             self.score = L.Linear(self.out_channels, n_class, initialW=normal(0.01))
             self.delta = L.Linear(self.out_channels, 4 * n_class, initialW=normal(0.001))
 
@@ -214,7 +224,7 @@ class Res5BoxHead(BoxHead):
         """
         (feature_map,) = features
         n_bins, n_locations = len(rois) * 7 * 7, feature_map.size // feature_map.shape[1]
-        if not self.pool.config.roi_align or n_bins < n_locations:
+        if self._stride_in_3x3 or not self.pool.config.roi_align or n_bins < n_locations:
             return self.res5(self.pool(features, rois, roi_indices))
         return self.res5(feature_map, PoolAfterConv(self.pool, rois, roi_indices))
 

@@ -68,19 +68,17 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
 
 def _build_extractor(config: Config):
     conventions = config.dialect.backbone
-    if not config.has_fpn:
-        return ResNet(config.backbone, norm=config.norm, outputs=(4,), pool_pad=conventions.stem_pool_pad)
     if config.backbone == 'mobilenet_v1':
         backbone = MobileNetV1(width=config.width, norm=config.norm)
     else:
         backbone = ResNet(
             config.backbone,
             norm=config.norm,
-            outputs=(2, 3, 4, 5),
+            outputs=(2, 3, 4, 5) if config.has_fpn else (4,),
             pool_pad=conventions.stem_pool_pad,
             stride_in_3x3=conventions.stride_in_3x3,
         )
-    return FPN(backbone, config.fpn_channels, norm=config.head_norm)
+    return FPN(backbone, config.fpn_channels, norm=config.head_norm) if config.has_fpn else backbone
 
 
 def _build_c4_heads(extractor, config: Config) -> tuple[chainer.Link | None, ...]:

@@ -5,7 +5,7 @@ import chainer.functions as F
 import numpy as np
 import pytest
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import DETECTRON, Config
 from mask_rcnn.models.box_head import Res5BoxHead
 from mask_rcnn.ops.roi.roi_align import roi_align
 from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
@@ -89,6 +89,31 @@ def test_roi_size_7_computes_every_bin(rng, align, pooling):
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
     expected = head.res5(pooling(x, ROIS, INDICES, output_size=7, spatial_scale=1 / 16))
     np.testing.assert_array_equal(head.roi_features((x,), ROIS, INDICES).array, expected.array)
+
+
+@pytest.mark.parametrize('roi_size', [14, 7])
+def test_a_stride_in_the_3x3_convolution_reads_every_bin(rng, roi_size):
+    """The first block by its definition: stride 2 of a grid of 14 x 14 in the 3x3 convolution and in the shortcut."""
+    dialect = DETECTRON.replace(backbone={'stride_in_3x3': True})
+    head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=roi_size, dialect=dialect))
+    randomise_norms(head, rng)
+    x = rng.uniform(-1, 1, (2, 8, 8, 9)).astype(np.float32)
+    pooled = roi_align(x, ROIS, INDICES, output_size=roi_size, spatial_scale=1 / 16)
+    first, stride = head.res5.block0, roi_size // 7
+
+    def apply(layer, h, stride, pad):
+        y = F.convolution_2d(h, layer.conv.W, stride=stride, pad=pad)
+        scale, bias = (v.array[:, None, None] for v in (layer.norm.scale, layer.norm.bias))
+        return y * F.broadcast_to(scale, y.shape) + F.broadcast_to(bias, y.shape)
+
+    h = F.relu(apply(first.conv1, pooled, 1, 0))
+    h = apply(first.conv3, F.relu(apply(first.conv2, h, stride, 1)), 1, 0)
+    expected = F.relu(h + apply(first.shortcut, pooled, stride, 0))
+    for i in (1, 2):
+        expected = head.res5[f'block{i}'](expected)
+    features = head.roi_features((x,), ROIS, INDICES)
+    assert features.shape == (3, 2048, 7, 7)
+    np.testing.assert_allclose(features.array, expected.array, rtol=0, atol=2e-5 * expected.array.std())
 
 
 def test_outputs_are_linear_in_the_mean_features(rng):
