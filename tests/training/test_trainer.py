@@ -371,3 +371,14 @@ def test_running_statistics_are_averaged(norms, expected):
         options = SimpleNamespace(freeze_bn=freeze_bn)
         found = averages_statistics(model, options, SimpleNamespace(size=size))
         assert found == (expected and size == 2 and not freeze_bn)
+
+
+def test_a_resumed_run_with_group_normalisation_has_the_losses_of_an_uninterrupted_one(tmp_path):
+    network = ['--extractor', 'mobilenet_v1_fpn', '--pretrained', 'none', '--norm', 'gn', '--set']
+    network += ['fpn_channels=32', 'head_channels=32', 'mask_channels=32']
+    assert train.main(arguments(tmp_path / 'a', iteration=3, network=network)) == 0
+    snapshot = tmp_path / 'a' / 'snapshot_iter_2.npz'
+    assert train.main(arguments(tmp_path / 'b', '--resume', snapshot, iteration=3, network=[])) == 0
+    assert losses(tmp_path / 'b') == losses(tmp_path / 'a')
+    config = mask_rcnn.load(tmp_path / 'b' / 'model_iter_3.npz').config
+    assert (config.norm, config.head_norm, config.box_convs, config.box_fcs) == ('gn', 'gn', 4, 1)

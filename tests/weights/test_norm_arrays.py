@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from mask_rcnn.config import Config
 from mask_rcnn.weights import WeightFileError
-from mask_rcnn.weights.norm_arrays import convert_norm_arrays
+from mask_rcnn.weights.norm_arrays import config_with_norm, convert_norm_arrays
 
 #: A Detectron and a DeNA network's constants.
 EPS, NEW_EPS = 1e-5, 2e-5
@@ -75,3 +76,45 @@ def test_damaged_normalisations_are_named(nested, norm, change):
     damaged = {name: array for name, array in (nested | change).items() if array is not None}
     with pytest.raises(WeightFileError, match=r'^file: its layer/norm/\.\.\. are damaged$'):
         convert_norm_arrays('file', damaged, norm, EPS, NEW_EPS)
+
+
+@pytest.mark.parametrize('path', ['extractor/lateral2', 'extractor/output5', 'box_head/conv1', 'mask_head/conv4'])
+def test_heads_have_a_normalisation_of_their_own(arrays, path):
+    nested = {
+        f'{prefix}/{name}': a for prefix in (path, 'box_head/res5', 'extractor/body') for name, a in arrays.items()
+    }
+    found = convert_norm_arrays('file', nested, 'bn', EPS, EPS, head_norm='affine')
+    converted = {name for name in found if name.endswith(('/scale', '/bias'))}
+    assert converted == {f'{path}/norm/scale', f'{path}/norm/bias'}
+    assert {name for name in nested if not name.startswith(f'{path}/norm/')} <= found.keys()
+
+
+def test_group_normalisations_are_unchanged():
+    """They have no statistics, which would be damage elsewhere."""
+    arrays = {f'{path}/norm/{name}': np.ones(4, 'f') for path in ('a', 'box_head/conv1') for name in ('gamma', 'beta')}
+    assert convert_norm_arrays('file', arrays, 'gn', EPS, NEW_EPS, head_norm='gn') == arrays
+    with pytest.raises(WeightFileError, match=r'^file: its a/norm/\.\.\. are damaged$'):
+        convert_norm_arrays('file', arrays, 'affine', EPS, NEW_EPS, head_norm='gn')
+    with pytest.raises(WeightFileError, match=r'^file: its box_head/conv1/norm/\.\.\. are damaged$'):
+        convert_norm_arrays('file', arrays, 'gn', EPS, NEW_EPS, head_norm='bn')
+
+
+@pytest.mark.parametrize(
+    ('before', 'norm', 'after'),
+    [
+        (('bn', 'bn'), 'affine', ('affine', 'affine')),
+        (('affine', 'bn'), 'affine', ('affine', 'affine')),
+        (('affine', 'none'), 'bn', ('bn', 'none')),
+        (('affine', 'gn'), 'bn', ('bn', 'gn')),
+        (('gn', 'bn'), 'gn', ('gn', 'bn')),
+    ],
+)
+def test_the_configuration_after_a_conversion(before, norm, after):
+    config = config_with_norm(Config(norm=before[0], head_norm=before[1], min_size=300), norm)
+    assert config == Config(norm=after[0], head_norm=after[1], min_size=300)
+
+
+@pytest.mark.parametrize(('before', 'norm'), [('gn', 'bn'), ('gn', 'affine'), ('bn', 'gn'), ('affine', 'gn')])
+def test_group_normalisation_has_no_equivalent(before, norm):
+    with pytest.raises(ValueError, match=f"^norm='{before}' cannot be converted to '{norm}'"):
+        config_with_norm(Config(norm=before), norm)
