@@ -190,7 +190,7 @@ def _has_masks(blobs: _Blobs) -> bool:
 
 def _detect_network(path: _Path, blobs: _Blobs) -> Config:
     """Determine the network from its blobs: the backbone from res2 and res4, the other parts from their presence."""
-    blocks = {int(match[1]) for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))}
+    blocks = {match[1] for name in blobs if (match := re.fullmatch(r'res4_(\d+)_branch2a_w', name))}
     width, group_width = (_size(path, blobs, 'res2_0_branch2b_w', axis) for axis in (0, 1))
     backbone = find_resnet(path, len(blocks), width, group_width)
     config = PRESETS[f'{backbone}_fpn' if _has_fpn(blobs) else backbone]

@@ -20,6 +20,9 @@ Arrays = Mapping[str, np.ndarray]
 
 Path = str | os.PathLike
 
+#: Maximum length of a layer's number.
+_MAX_DIGITS = 4
+
 
 class LayerMapper:
     """Builds the mappings of layers.
@@ -97,13 +100,15 @@ def layer_size(path: Path, arrays: Arrays, name: str, axis: int = 0, n_axes: int
 
 
 def count_layers(arrays: Iterable[str], pattern: str) -> int:
-    """Return the number of consecutive layers, numbered from 0 or 1 by the group of a regular expression."""
-    numbers = {int(match[1]) for name in arrays if (match := re.fullmatch(pattern, name))}
-    first = 0 if 0 in numbers else 1
-    count = 0
-    while first + count in numbers:
-        count += 1
-    return count
+    """Return the number of layers up to the last one.
+
+    Args:
+        arrays: Names of arrays.
+        pattern: Regular expression of the name of a layer's array, whose group is its number, counted from 0 or 1.
+    """
+    found = (re.fullmatch(pattern, name) for name in arrays)
+    numbers = {int(match[1]) for match in found if match and len(match[1]) <= _MAX_DIGITS}
+    return max(numbers) + (0 in numbers) if numbers else 0
 
 
 def find_resnet(path: Path, arrays: Arrays, stage4: str, conv2: str) -> str:

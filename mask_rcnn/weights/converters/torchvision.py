@@ -262,7 +262,7 @@ class _Layers:
         numbers = {
             int(match[1])
             for name in self._arrays
-            if (match := re.fullmatch(r'roi_heads\.box_head\.(\d+)\.weight', name))
+            if (match := re.fullmatch(r'roi_heads\.box_head\.(\d{1,4})\.weight', name))
         }
         return [f'roi_heads.box_head.{number}' for number in sorted(numbers or {n_convs + 1})]
 
