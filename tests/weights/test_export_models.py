@@ -367,6 +367,11 @@ GN = PRESETS['resnet50_fpn_gn']
         (PRESETS['resnet50'], 'torchvision', ['a C4 network']),
         (PRESETS['resnet50_fpn'], 'torchvision', ['backbone.stride_in_3x3 False (torchvision: True)']),
         (GN, 'torchvision', ['group normalisation']),
+        (
+            GN.replace(dialect=DETECTRON2),
+            'detectron',
+            ['other pixel means before group normalisation'],
+        ),
         (PRESETS['resnext152_32x8d_fpn'], 'torchvision', ['X-152-32x8d-FPN Mask R-CNN (backbones there: resnet50']),
         (PRESETS['mobilenet_v1_fpn'], 'detectron2', ['MobileNetV1-FPN Mask R-CNN (backbones there']),
         (FPN.replace(dialect=MINDSPORE), 'torchvision', ['backbone.stem_pool_pad 0 (torchvision: 1)']),
@@ -451,7 +456,10 @@ def test_the_differences_of_a_network_in_another_program():
     assert 'rois.aligned True instead of False' in differences and 'pixel_mean' not in differences
     stride, *_ = find_notes(FPN.replace(dialect=TORCHVISION, **no_widths()), programs.DETECTRON2_PROGRAM)
     assert stride.endswith('detectron2: sampling_ratio 2, backbone.stride_in_3x3 True')
-    assert 'not converted' in find_notes(GN, programs.DETECTRON2_PROGRAM)[1]
+    gn, differences = find_notes(GN, programs.DETECTRON2_PROGRAM)
+    assert gn.endswith(
+        'detectron2: sampling_ratio 2, backbone.stride_in_3x3 True, input.pixel_mean 102.98 115.947 122.772'
+    )
 
 
 def no_widths():

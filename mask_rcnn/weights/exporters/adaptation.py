@@ -23,6 +23,7 @@ import numpy as np
 from mask_rcnn.config import DENA, DETECTRON, Config, Dialect
 from mask_rcnn.config.conventions import InputConventions
 from mask_rcnn.weights.converters.mapping import scale_outputs
+from mask_rcnn.weights.exporters.compatibility import keeps_input
 from mask_rcnn.weights.exporters.programs import Program
 from mask_rcnn.weights.norm_arrays import convert_norm_arrays
 
@@ -72,7 +73,7 @@ def _target_dialect(config: Config, program: Program) -> Dialect:
     """Return the program's dialect, with the network's values of the conventions that the program's user can set."""
     dialect, before = program.dialect, config.dialect
     is_own = before.name == dialect.name
-    if 'input.pixel_mean' in program.settable and is_own:
+    if keeps_input(config, program):
         names = ('channel_order', 'pixel_mean', 'pixel_std')
         dialect = dialect.replace(input={name: getattr(before.input, name) for name in names})
     if 'backbone.stride_in_3x3' in program.settable:

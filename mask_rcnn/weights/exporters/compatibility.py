@@ -56,7 +56,9 @@ def find_obstacles(config: Config, program: Program) -> list[str]:
     if program.doubles_anchors and config.has_fpn and any(b != 2 * a for a, b in itertools.pairwise(sizes)):
         obstacles.append(f'anchor sizes that do not double from level to level ({_plain(sizes)})')
     difference = mean_difference(dialect, program.dialect)
-    if difference > MAX_MEAN_DIFFERENCE and not _has_own_input(config, program):
+    if config.norm == 'gn' and difference and not keeps_input(config, program):
+        obstacles.append('other pixel means before group normalisation')
+    elif difference > MAX_MEAN_DIFFERENCE and not keeps_input(config, program):
         obstacles.append(f'pixel means that differ from those of {title} by {difference:.1f}')
     return obstacles
 
@@ -103,9 +105,11 @@ def find_notes(config: Config, program: Program) -> list[str]:
     if not program.stores_settings and (settings := _settings_to_repeat(config, program)):
         notes.append(f'settings that the file does not contain, to make in {title}: {", ".join(settings)}')
     difference = mean_difference(config.dialect, program.dialect)
-    if difference > 0 and not _has_own_input(config, program):
-        how = 'not converted' if config.norm == 'gn' else 'converted, except at the zero padding around the image'
-        notes.append(f'pixel means that differ from those of {title} by {difference:.2f} of 255 are {how}')
+    if difference > 0 and not keeps_input(config, program):
+        notes.append(
+            f'pixel means that differ from those of {title} by {difference:.2f} of 255 are converted, except at the '
+            'zero padding around the image'
+        )
     if differences := find_differences(config, program):
         notes.append(f'runs in {title} with these differences: {", ".join(differences)}')
     return notes
@@ -121,9 +125,10 @@ def _settings_to_repeat(config: Config, program: Program) -> list[str]:
     ]
     if config.dialect.name == program.dialect.name:  # the program's own files do not contain its conventions either
         return settings
+    converted = set() if keeps_input(config, program) else {*_CONVERTED}
     return settings + [
         f'{name} {_plain(value)}'
-        for name in sorted(program.settable - _unused_conventions(config) - {*_CONVERTED})
+        for name in sorted(program.settable - _unused_conventions(config) - converted)
         if (value := get_convention(config.dialect, name)) != get_convention(program.dialect, name)
     ]
 
@@ -157,9 +162,13 @@ def _unused_conventions(config: Config) -> set[str]:
     return unused
 
 
-def _has_own_input(config: Config, program: Program) -> bool:
-    """Return whether the network keeps its input, because the program's configuration sets it."""
-    return config.dialect.name == program.dialect.name and 'input.pixel_mean' in program.settable
+def keeps_input(config: Config, program: Program) -> bool:
+    """Return whether the network keeps its input, which the program's configuration sets.
+
+    Networks with group normalisation do, because their first normalisation has no mean that could be changed.
+    """
+    is_own = config.dialect.name == program.dialect.name
+    return 'input.pixel_mean' in program.settable and (is_own or config.norm == 'gn')
 
 
 def mean_difference(dialect: Dialect, other: Dialect) -> float:
