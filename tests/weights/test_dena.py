@@ -395,7 +395,7 @@ def test_the_settings_of_matterport_are_refused(tmp_path, capsys):
     settings.write_text('{"IMAGE_MAX_DIM": 512}')
     assert cli.main(['convert', str(path), '--config', str(settings)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "takes no settings (IMAGE_MAX_DIM): it is Chainer_Mask_R-CNN's .npz" in line
+    assert "takes no settings (--config): it is Chainer_Mask_R-CNN's .npz" in line
 
 
 # The files of the original program

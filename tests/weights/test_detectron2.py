@@ -185,7 +185,7 @@ def test_the_arrays_determine_the_network(read, shapes, config, name):
     assert default_classes(file)[0] == (('person',) if config.n_keypoint else ('class_1', 'class_2'))
 
 
-@pytest.mark.parametrize("shapes", [c4(), fpn(), fpn(1, masks=False, keypoints=True), with_norms(STATISTICS)])
+@pytest.mark.parametrize('shapes', [c4(), fpn(), fpn(1, masks=False, keypoints=True), with_norms(STATISTICS)])
 def test_the_arrays_fit_the_native_network(read, shapes):
     file = read(zeros(shapes))
     load_arrays(constant_model(file.config), file.arrays, source='file')
