@@ -413,7 +413,8 @@ def test_files_that_are_no_configuration(tmp_path, text, reason):
 
 
 @pytest.mark.parametrize(
-    'base', ['/etc/x.yaml', 'https://x/c.yaml', '"a\\0.yaml"', '[1]', 'passwd', '../../nothing.yml']
+    'base',
+    ['/etc/x.yaml', 'https://x/c.yaml', '"a\\0.yaml"', '[1]', 'passwd', f'{"a" * 5000}.yaml', '../../nothing.yml'],
 )
 def test_bases_that_are_not_read(tmp_path, base):
     path = tmp_path / 'c.yaml'

@@ -77,7 +77,7 @@ def _find_base(path: pathlib.Path, name: Any) -> pathlib.Path | None:
     if not isinstance(name, str) or '\0' in name or not name.endswith(('.yaml', '.yml')) or os.path.isabs(name):
         return None
     base = path.parent / name
-    return base if base.is_file() else None
+    return base if os.path.isfile(base) else None
 
 
 def _flatten(values: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _flatten(values: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
 
 def _literal(value: Any) -> Any:
     """Return the value of text such as ``'(800,)'`` or ``'1e-3'``, which detectron2 evaluates as Python literals."""
-    if not isinstance(value, str) or len(value) > _MAX_LITERAL:
+    if not isinstance(value, str) or len(value) > _MAX_LITERAL or '\\' in value:
         return value
     try:
         literal = ast.literal_eval(value.strip())
