@@ -65,8 +65,8 @@ class Mismatch(Exception):
 def read_weights(path: Path) -> None:
     """Read and describe a weight file, load its network if it is complete, and detect once."""
     format = formats.detect_format(path)
-    names = format.settings.options if format.settings is not None else {}
-    settings = {names[name]: 128 for name in ('min_size', 'max_size') if name in names}
+    options = format.settings.options if format.settings is not None else {}
+    settings = {options[name]: 128 for name in ('min_size', 'max_size') if name in options}
     file = formats.read(path, settings)
     names, _ = classes_of(file)
     format_description(describe_file(path, file, names))
