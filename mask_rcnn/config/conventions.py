@@ -298,6 +298,8 @@ class TrainingConventions(CheckedConventions):
             detectron2), or that pixel itself (Detectron).
         keypoint_shift: Value added to the coordinates of annotated keypoints, which are whole pixels in COCO's files:
             0.5, the centre of the pixel (detectron2), or 0.
+        match_in_float32: Whether the overlaps of anchors and objects are computed in float32 (torchvision, detectron2),
+            or with areas in float64 (Detectron).  It decides which anchors have the same IoU with an object.
         anchors_inside_only: Whether only anchors inside of the image are sampled (Detectron), or all (torchvision).
         redraw_negatives: Whether negative anchors are drawn with replacement and overwrite the best anchors of objects
             (Detectron), or are drawn without replacement and spare them (DeNA).
@@ -326,6 +328,7 @@ class TrainingConventions(CheckedConventions):
     use_crowds: bool
     exclusive_corners: bool
     keypoint_shift: float
+    match_in_float32: bool
     anchors_inside_only: bool
     redraw_negatives: bool
     fpn_proposals: int

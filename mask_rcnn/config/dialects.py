@@ -204,6 +204,7 @@ DETECTRON = Dialect(
         use_crowds=True,
         exclusive_corners=False,
         keypoint_shift=0.0,
+        match_in_float32=False,
         anchors_inside_only=True,
         redraw_negatives=True,
         fpn_proposals=2000,
@@ -377,6 +378,7 @@ TORCHVISION = DETECTRON.replace(
     training={
         'use_crowds': False,
         'exclusive_corners': True,
+        'match_in_float32': True,
         'anchors_inside_only': False,
         'redraw_negatives': False,
         'match_in_input': True,

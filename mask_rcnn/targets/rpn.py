@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,8 @@ def match_anchors_of_image(
         gt_boxes: See :func:`rpn_targets`.
         size: See :func:`rpn_targets`.
         sampling: Provides ``rpn_straddle``.
-        dialect: Provides ``boxes.offset``, ``boxes.clip_offset`` and ``training.anchors_inside_only``.
+        dialect: Provides ``boxes.offset``, ``boxes.clip_offset``, ``training.match_in_float32`` and
+            ``training.anchors_inside_only``.
     """
     return match_anchors(
         anchors,
@@ -83,6 +85,7 @@ def match_anchors_of_image(
         straddle=sampling.rpn_straddle if dialect.training.anchors_inside_only else -1,
         offset=dialect.boxes.offset,
         include_border=dialect.boxes.clip_offset == 0,
+        single_precision=dialect.training.match_in_float32,
     )
 
 
@@ -94,6 +97,7 @@ def match_anchors(
     straddle: float,
     offset: float,
     include_border: bool = False,
+    single_precision: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the anchors that extend at most ``straddle`` pixels beyond the image with objects.
 
@@ -109,6 +113,7 @@ def match_anchors(
         offset: See :mod:`mask_rcnn.ops.boxes.boxes`.
         include_border: Whether an anchor may end at ``size + straddle`` (corners are coordinates), or must end before
             it (corners are pixels).
+        single_precision: See :func:`mask_rcnn.ops.boxes.iou.match_boxes`.
 
     Returns:
         tuple: Three arrays with one entry per anchor: its best IoU ``(K,)`` float32 (0 without objects, -1 for an
@@ -116,11 +121,12 @@ def match_anchors(
         the best one of an object, ties included.
     """
     if straddle < 0:
-        return match_boxes(anchors, gt_boxes, offset=offset)
+        return match_boxes(anchors, gt_boxes, offset=offset, single_precision=single_precision)
     high = np.asarray(size) + straddle
     if include_border:
         high = np.nextafter(high, np.inf)  # `match_boxes` excludes its upper limits
-    return match_boxes(anchors, gt_boxes, offset=offset, low=-straddle, high=high)
+    limits: dict[str, Any] = {'low': -straddle, 'high': high}
+    return match_boxes(anchors, gt_boxes, offset=offset, single_precision=single_precision, **limits)
 
 
 def sample_anchors(

@@ -94,3 +94,22 @@ def test_other_dtypes_use_array_operations(rng):
     iou = box_iou(boxes, objects)
     assert iou.dtype == np.float64
     np.testing.assert_allclose(iou, box_iou(boxes.astype('f'), objects.astype('f')), atol=1e-6)
+
+
+@pytest.mark.usefixtures('n_cpus')
+def test_boxes_matched_in_single_precision(rng):
+    """PyTorch's formula in float32, with anchors whose areas differ by their rounding only."""
+    shapes = 128 * np.array([[0.5**0.5, 2**0.5], [2**0.5, 0.5**0.5]])
+    centres = np.stack(np.meshgrid(np.arange(50) * 16.0, np.arange(60) * 16.0), axis=-1).reshape(-1, 1, 2)
+    boxes = np.concatenate([centres - shapes / 2, centres + shapes / 2], axis=2).reshape(-1, 4).astype('f')
+    objects = np.concatenate([random_boxes(rng, 5), np.float32([[3, 2, 777, 861], [400.3, 508.7, 414.9, 612.2]])])
+    sides = np.minimum(boxes[:, None, 2:], objects[:, 2:]) - np.maximum(boxes[:, None, :2], objects[:, :2])
+    intersection = np.prod(np.maximum(sides, np.float32(0)), axis=2)
+    areas = [(b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, objects)]
+    iou = intersection / (areas[0][:, None] + areas[1] - intersection)
+    assert iou.dtype == np.float32
+    expected, found = match_by_iou(iou), match_boxes(boxes, objects, offset=0.0, single_precision=True)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(found[2], expected[2])
+    assert (match_boxes(boxes, objects, offset=0.0)[2] != expected[2]).any()

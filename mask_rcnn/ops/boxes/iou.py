@@ -40,6 +40,7 @@ def match_boxes(
     offset: float,
     low: float = -np.inf,
     high: Sequence[float] | np.ndarray = (np.inf, np.inf),
+    single_precision: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match boxes that lie inside a region with objects, without an array of all pairs.
 
@@ -49,6 +50,8 @@ def match_boxes(
         offset: 1 or 0; see :mod:`mask_rcnn.ops.boxes.boxes`.
         low: Boxes whose ``y_min`` or ``x_min`` is less than this value, rounded to float32, are outside the region.
         high: Boxes whose ``y_max`` or ``x_max`` is not less than the first or second value are outside.
+        single_precision: Whether areas and their sum are rounded to float32, as in PyTorch.  It decides which of
+            several boxes with almost equal IoUs is the best one.
 
     Returns:
         tuple: Three arrays with one entry per box: its best IoU ``(R,)`` float32 (0 if it overlaps no object, -1 if it
@@ -61,15 +64,18 @@ def match_boxes(
     is_best = np.zeros(len(boxes), np.bool_)
     maxima = {}  # start of a range -> best IoU of each object in the range
 
+    area_type = np.float32 if single_precision else np.float64
+
     def match(start, stop):
-        maxima[start] = _match(boxes, objects, float(offset), *limits, start, stop, best_iou, best_object)
+        areas = np.empty(_BLOCK, area_type)
+        maxima[start] = _match(boxes, objects, float(offset), *limits, start, stop, areas, best_iou, best_object)
 
     parallel.parallel_for(match, len(boxes), min_per_thread=_MIN_PAIRS // (len(objects) + 1))
     if len(boxes) and len(objects):
         best_of_object = np.max(list(maxima.values()), axis=0)
         parallel.parallel_for(
             lambda start, stop: _mark_best(
-                boxes, objects, float(offset), best_iou, best_of_object, start, stop, is_best
+                boxes, objects, float(offset), best_iou, best_of_object, start, stop, np.empty(1, area_type), is_best
             ),
             len(boxes),
             min_per_thread=_MIN_PAIRS,
@@ -90,11 +96,14 @@ def _area(top, left, bottom, right, offset):
 
 @parallel.jit
 def _iou(top, left, bottom, right, area, other, other_area, offset):
-    """Return the IoU of a box and its float64 ``area`` with ``other`` ``(4,)`` and its rounded area; float32 offset."""
+    """Return the IoU of a box and its ``area`` with ``other`` ``(4,)`` and its float32 area; float32 offset.
+
+    The union is computed in the precision of ``area``, float64 or float32.
+    """
     height = max(min(bottom, other[2]) - max(top, other[0]) + offset, _ZERO)
     width = max(min(right, other[3]) - max(left, other[1]) + offset, _ZERO)
     intersection = height * width
-    union = np.float32(area + np.float64(other_area) - np.float64(intersection))
+    union = np.float32(area + other_area - intersection)
     return intersection / (union if intersection > _ZERO else _ONE)
 
 
@@ -145,13 +154,16 @@ def _fill_iou(boxes_a, boxes_b, offset, start, stop, iou):
 
 
 @parallel.jit
-def _match(boxes, objects, offset, low, high_y, high_x, start, stop, best_iou, best_object):
-    """Match boxes ``start`` to ``stop``; return the best IoU of each object ``(G,)`` with them."""
+def _match(boxes, objects, offset, low, high_y, high_x, start, stop, areas, best_iou, best_object):
+    """Match boxes ``start`` to ``stop``; return the best IoU of each object ``(G,)`` with them.
+
+    ``areas`` is a buffer of a block, whose type is the precision of the areas.
+    """
     object_areas = _areas_float32(objects, offset)
     best_of_object = np.zeros(len(objects), np.float32)
     best_bits = best_of_object.view(np.int32)
     near = np.empty(len(objects), np.int32)
-    corners, areas = np.empty((4, _BLOCK), np.float32), np.empty(_BLOCK, np.float64)
+    corners = np.empty((4, _BLOCK), np.float32)
     iou = np.empty(_BLOCK, np.float32)
     for first in range(start, stop, _BLOCK):
         n = min(_BLOCK, stop - first)
@@ -201,8 +213,11 @@ def _find_near(corners, objects, offset, near):
 
 
 @parallel.jit
-def _mark_best(boxes, objects, offset, best_iou, best_of_object, start, stop, is_best):
-    """Mark the boxes ``start`` to ``stop`` that have the best IoU of an object that overlaps a box."""
+def _mark_best(boxes, objects, offset, best_iou, best_of_object, start, stop, areas, is_best):
+    """Mark the boxes ``start`` to ``stop`` that have the best IoU of an object that overlaps a box.
+
+    ``areas`` is a buffer of one element; see :func:`_match`.
+    """
     object_areas = _areas_float32(objects, offset)
     lowest = _INFINITY
     for best in best_of_object:
@@ -211,7 +226,7 @@ def _mark_best(boxes, objects, offset, best_iou, best_of_object, start, stop, is
     for i in range(start, stop):
         if best_iou[i] >= lowest:  # few boxes; no other one can be the best
             top, left, bottom, right = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
-            area = _area(top, left, bottom, right, offset)
+            areas[0] = _area(top, left, bottom, right, offset)
             for j in range(len(objects)):
-                iou = _iou(top, left, bottom, right, area, objects[j], object_areas[j], np.float32(offset))
+                iou = _iou(top, left, bottom, right, areas[0], objects[j], object_areas[j], np.float32(offset))
                 is_best[i] |= iou == best_of_object[j] and iou > _ZERO
