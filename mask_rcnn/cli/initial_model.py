@@ -112,6 +112,7 @@ def load_model(args: TrainArguments) -> MaskRCNN:
         overrides['norm'] = args.norm
     try:
         model = mask_rcnn.load(path, bn2affine=args.bn2affine, **overrides)
+        model.config = model.config.replace(**_trained_norms(args, model.config))
     except WeightFileError:
         raise
     except ValueError as error:
@@ -181,14 +182,23 @@ def _norm_changes(args: TrainArguments, base: Config) -> dict[str, Any]:
     norm = args.norm or ('gn' if base.norm == 'gn' else 'bn' if uses_bn else 'affine')
     if args.bn2affine:
         norm = 'affine'
+    trained = _trained_norms(args, base)
     if norm in CONVERTIBLE and base.head_norm in CONVERTIBLE:
-        return {'norm': norm, 'head_norm': norm}
+        return {'norm': norm, 'head_norm': norm, **trained}
     if norm != 'gn' or base.norm == 'gn' or not base.has_fpn:
-        return {'norm': norm}
+        return {'norm': norm, **trained}
     preset = PRESETS['resnet50_fpn_gn']
     conventions = {'stride_in_3x3': preset.dialect.backbone.stride_in_3x3}
     heads = {name: getattr(preset, name) for name in ('norm', 'head_norm', 'box_convs', 'box_fcs')}
     return {**heads, 'dialect': base.dialect.replace(backbone=conventions)}
+
+
+def _trained_norms(args: TrainArguments, base: Config) -> dict[str, Any]:
+    """Return the dialect of a network whose normalisations are trained because ``--norm bn`` asks for it."""
+    is_frozen = base.dialect.training.freeze_norms
+    return (
+        {'dialect': base.dialect.replace(training={'freeze_norms': False})} if is_frozen and args.norm == 'bn' else {}
+    )
 
 
 def _dataset_changes(args: TrainArguments) -> dict[str, Any]:

@@ -290,6 +290,8 @@ class TrainingConventions(CheckedConventions):
 
     Args:
         frozen_stages: Number of frozen backbone stages (conv1, res2, ...): 2 (Detectron) or 0 (DeNA).
+        freeze_norms: Whether all batch normalisations are frozen: they use their running statistics, and neither these
+            nor scale and offset change (``FrozenBatchNorm2d`` of torchvision's first models and of detectron2).
         fix_statistics: Whether batch normalisation uses its running statistics, which stay constant, while its scale
             and offset, and those of affine channels, are trained (DeNA).
         min_object_size: Objects whose box has a side of at most this many pixels are not used: 10 (DeNA) or 0.
@@ -323,6 +325,7 @@ class TrainingConventions(CheckedConventions):
     """
 
     frozen_stages: int
+    freeze_norms: bool
     fix_statistics: bool
     min_object_size: float
     use_crowds: bool

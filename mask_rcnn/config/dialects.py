@@ -199,6 +199,7 @@ DETECTRON = Dialect(
     ),
     training=TrainingConventions(
         frozen_stages=2,
+        freeze_norms=False,
         fix_statistics=False,
         min_object_size=0.0,
         use_crowds=True,
@@ -376,6 +377,7 @@ TORCHVISION = DETECTRON.replace(
     keypoints={'decode_in_input': True, 'upsample_border': 'repeat'},
     losses={'box_smooth_l1_beta': 1 / 9, 'rpn_loss_divides_by_batch_size': False},
     training={
+        'freeze_norms': True,
         'use_crowds': False,
         'exclusive_corners': True,
         'match_in_float32': True,

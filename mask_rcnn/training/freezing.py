@@ -37,8 +37,9 @@ def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = Non
       (A randomly initialised network should freeze none.)
     - Every affine channel, which is a batch normalisation with fixed statistics, unless the dialect's
       ``training.fix_statistics`` is set: scale and bias are then trained like gamma and beta.
-    - The batch normalisations of the frozen stages, and with ``freeze_bn`` all of them.  They use their running
-      statistics, like affine channels; the statistics, gamma and beta stay constant.
+    - The batch normalisations of the frozen stages, and all of them with ``freeze_bn`` or the dialect's
+      ``training.freeze_norms``.  They use their running statistics, like affine channels; the statistics, gamma and
+      beta stay constant.
     - The statistics of the other batch normalisations, if the dialect's ``training.fix_statistics`` is set: they use
       their running statistics, which stay constant, and gamma and beta are trained.  Otherwise they use the statistics
       of the batch, and the running statistics follow it.
@@ -55,6 +56,7 @@ def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = Non
     """
     conventions = getattr(model, 'config', Config()).dialect.training
     stages = conventions.frozen_stages if stages is None else stages
+    freeze_bn = freeze_bn or conventions.freeze_norms
     model.extractor.frozen_stages = stages
     for stage in model.extractor.stages[:stages]:
         _freeze_parameters(stage)

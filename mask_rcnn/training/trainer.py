@@ -246,7 +246,8 @@ def build_training_run(
 
 def averages_statistics(model: MaskRCNN, options: TrainingOptions, communicator: Communicator) -> bool:
     """Return whether the processes have different running statistics, whose mean is evaluated and saved."""
-    is_fixed = options.freeze_bn or model.config.dialect.training.fix_statistics
+    conventions = model.config.dialect.training
+    is_fixed = options.freeze_bn or conventions.freeze_norms or conventions.fix_statistics
     return communicator.size > 1 and 'bn' in (model.config.norm, model.config.head_norm) and not is_fixed
 
 

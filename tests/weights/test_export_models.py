@@ -129,7 +129,7 @@ def test_torchvision_names_and_layouts(tmp_path):
 @pytest.mark.parametrize('eps', [0.0, 1e-5])
 @pytest.mark.parametrize('config', [FPN, FPN.replace(masks=False), KEYPOINTS], ids=['masks', 'boxes', 'keypoints'])
 def test_torchvision_round_trip(tmp_path, config, eps):
-    dialect = TORCHVISION.replace(backbone={'bn_eps': eps})
+    dialect = TORCHVISION.replace(backbone={'bn_eps': eps}, training={'freeze_norms': eps == 0})
     file = make_file(config.replace(dialect=dialect, rpn_min_size=1e-3))
     path, _ = export(tmp_path, file, 'torchvision')
     read = formats.read(path)
@@ -144,7 +144,8 @@ def test_torchvision_round_trip(tmp_path, config, eps):
 
 @pytest.mark.parametrize('config', [FPN, KEYPOINTS, C4], ids=['fpn', 'keypoints', 'c4'])
 def test_detectron2_round_trip(tmp_path, config):
-    dialect = DETECTRON2.replace(losses={'box_smooth_l1_beta': 0.5} if config.n_keypoint else {})
+    changes = {'losses': {'box_smooth_l1_beta': 0.5}, 'training': {'fpn_proposals': 1500}} if config.n_keypoint else {}
+    dialect = DETECTRON2.replace(**changes)
     file = make_file(config.replace(dialect=dialect, sampling_ratio=0))
     for name in ('box_head/delta/W', 'box_head/delta/b'):
         file.arrays[name][:4] = 0  # those of the background, which are never used

@@ -121,6 +121,9 @@ def read(monkeypatch, tmp_path):
     return read_state
 
 
+#: The dialect of files with ``BatchNorm2d``, which counts batches and is trained.
+TRAINED_NORMS = TORCHVISION.replace(training={'freeze_norms': False})
+
 BASE = PRESETS['resnet50_fpn'].replace(
     dialect=TORCHVISION.replace(backbone={'bn_eps': 0.0}),
     norm='bn',
@@ -163,18 +166,18 @@ BASE = PRESETS['resnet50_fpn'].replace(
         ),
         (
             first_version(counted=True),
-            {'dialect': TORCHVISION},
+            {'dialect': TRAINED_NORMS},
             'mask_rcnn_R-50-FPN_tv2c.npz',
         ),
         (
             second_version(),
-            {'dialect': TORCHVISION, 'head_norm': 'bn', 'box_convs': 4, 'box_fcs': 1, 'rpn_convs': 2},
+            {'dialect': TRAINED_NORMS, 'head_norm': 'bn', 'box_convs': 4, 'box_fcs': 1, 'rpn_convs': 2},
             'mask_rcnn_R-50-FPN-BN_tv2c.npz',
         ),
         (
             second_version(masks=False),
             {
-                'dialect': TORCHVISION,
+                'dialect': TRAINED_NORMS,
                 'head_norm': 'bn',
                 'box_convs': 4,
                 'box_fcs': 1,

@@ -80,6 +80,9 @@ _RESNEXT_STD = (57.375, 57.12, 58.395)
 #: ``SMOOTH_L1_BETA`` of the box head in the zoo's keypoint models.
 _KEYPOINT_BETA = 0.5
 
+#: ``POST_NMS_TOPK_TRAIN`` of the RPN in the zoo's keypoint models.
+_KEYPOINT_PROPOSALS = 1500
+
 #: Input of networks that began with torchvision's ImageNet weights; ``pixel_mean`` in a file determines it.
 _RGB_INPUT = {'channel_order': 'RGB'}
 
@@ -172,6 +175,10 @@ def _assume_conventions(config: Config, arrays: Arrays, settings: Mapping[str, A
         input=input_changes,
         backbone={'stride_in_3x3': stride_in_3x3},
         losses={'box_smooth_l1_beta': _KEYPOINT_BETA} if config.n_keypoint else {},
+        training={
+            'freeze_norms': not any(name.endswith('.num_batches_tracked') for name in arrays),
+            'fpn_proposals': _KEYPOINT_PROPOSALS if config.n_keypoint else config.dialect.training.fpn_proposals,
+        },
     )
     return config.replace(dialect=dialect), assumptions
 

@@ -112,6 +112,8 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
     base, warnings = torchvision_cfg.apply(settings, _BASE)
     if settings.get('bn_eps') is None:
         base = base.replace(dialect=base.dialect.replace(backbone={'bn_eps': layers.default_epsilon}))
+    # Frozen normalisations do not count batches.
+    base = base.replace(dialect=base.dialect.replace(training={'freeze_norms': not layers.counts_batches}))
     config = layers.detect_network(base)
     native, taken, broken = apply_mappings(path, state, layers.param_mappings(config))
     report = ConversionReport(
@@ -173,8 +175,12 @@ class _Layers:
     @property
     def default_epsilon(self) -> float:
         """The epsilon of the normalisations, unless it is given."""
-        is_counted = any(name.endswith('.num_batches_tracked') for name in self._arrays)
-        return _USUAL_EPS if is_counted else _PUBLISHED_EPS
+        return _USUAL_EPS if self.counts_batches else _PUBLISHED_EPS
+
+    @property
+    def counts_batches(self) -> bool:
+        """True if the normalisations are those of ``BatchNorm2d``, False for ``FrozenBatchNorm2d``."""
+        return any(name.endswith('.num_batches_tracked') for name in self._arrays)
 
     def _size(self, name: str, axis: int = 0, n_axes: int = 4, minimum: int = 1) -> int:
         return layer_size(self._path, self._arrays, self._name_of(name), axis, n_axes, minimum)
