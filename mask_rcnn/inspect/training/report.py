@@ -39,9 +39,10 @@ _SHEET_SIDE, _SHEET_COLUMNS = 380, 4  # pixels, pictures
 
 _ANCHOR_TEXT = (
     'An anchor is positive if its IoU with an object is at least {high:g}, or if no anchor has a higher IoU with that '
-    'object. It is negative if its best IoU is below {low:g}. Anchors between the thresholds are ignored, as are those '
-    'that extend beyond the image. {batch} anchors are sampled, at most {most} of them positive.'
+    'object. It is negative if its best IoU is below {low:g}. Anchors between the thresholds are ignored{outside}. '
+    '{batch} anchors are sampled, at most {most} of them positive.'
 )
+_OUTSIDE_TEXT = ', as are those that extend beyond the image'
 _ANCHOR_CAPTION = (
     'Anchors by role; objects have the numbers of the table. A panel contains at most '
     f'{MAX_NOT_SAMPLED} ignored anchors, and as many positive ones that were not sampled.'
@@ -155,6 +156,7 @@ class TrainingReport:
         report.add_heading('Roles of anchors and RoIs')
         report.add_text(
             _ANCHOR_TEXT.format(
+                outside=_OUTSIDE_TEXT if self.config.dialect.training.anchors_inside_only else '',
                 high=sampling.rpn_positive_iou,
                 low=sampling.rpn_negative_iou,
                 batch=sampling.rpn_batch,
