@@ -194,7 +194,7 @@ def _norm_changes(args: TrainArguments, base: Config) -> dict[str, Any]:
 
 
 def _trained_norms(args: TrainArguments, base: Config) -> dict[str, Any]:
-    """Return the dialect of a network whose normalisations are trained because ``--norm bn`` asks for it."""
+    """Return the dialect of a network whose normalisations are trained because of ``--norm bn``, if it changes."""
     is_frozen = base.dialect.training.freeze_norms
     return (
         {'dialect': base.dialect.replace(training={'freeze_norms': False})} if is_frozen and args.norm == 'bn' else {}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask_rcnn.config import DENA, DETECTRON, PRESETS
+from mask_rcnn.config import DENA, DETECTRON, DETECTRON2, PRESETS, TORCHVISION
 from mask_rcnn.datasets.augmentation import Augmentation
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES, COCO_MIRRORED_KEYPOINTS
 from mask_rcnn.datasets.example import Annotations, Example
@@ -35,6 +35,12 @@ def example(rng):
 
 def with_keypoints(example, keypoints):
     annotations = dataclasses.replace(example.annotations, keypoints=keypoints)
+    return dataclasses.replace(example, annotations=annotations)
+
+
+def without_crowds(example):
+    """Return the example with the crowd region as an object, which all dialects use."""
+    annotations = dataclasses.replace(example.annotations, crowd=np.zeros(2, bool))
     return dataclasses.replace(example, annotations=annotations)
 
 
@@ -195,3 +201,36 @@ def test_a_flipped_polygon_has_the_flipped_bitmap(example):
     for plain, flipped in zip(bitmaps[False], bitmaps[True], strict=True):
         assert plain.any()
         np.testing.assert_array_equal(flipped, plain[:, ::-1])
+
+
+@pytest.mark.parametrize('dialect', [TORCHVISION, DETECTRON2], ids=['torchvision', 'detectron2'])
+def test_coordinates_of_objects_in_other_dialects(example, dialect):
+    """Boxes end after their last pixel, and detectron2's keypoints are the centres of pixels."""
+    keypoints = np.zeros((2, 17, 3), np.float32)
+    keypoints[1, 4] = 3, 0, 1
+    example = without_crowds(with_keypoints(example, keypoints))
+    transform = TrainingTransform(dataclasses.replace(CONFIG, dialect=dialect), Augmentation(flip=False))
+    found, expected = transform(example, 0).annotations, keypoints.copy()
+    np.testing.assert_array_equal(found.boxes, example.annotations.boxes + np.float32([0, 0, 1, 1]))
+    expected[1, 4, :2] += 0.5 if dialect is DETECTRON2 else 0
+    np.testing.assert_array_equal(found.keypoints, expected)
+    assert (transform(example, 0).annotations.keypoints == found.keypoints).all()  # the dataset's do not change
+
+
+def test_flips_of_objects_in_other_dialects(example):
+    """Polygons and boxes are mirrored at the middle of the image: x' = W - x; torchvision's masks are bitmaps."""
+    example = without_crowds(example)
+    for dialect, kinds in ((DETECTRON2, (tuple, dict)), (TORCHVISION, (dict, dict))):
+        transform = TrainingTransform(dataclasses.replace(CONFIG, dialect=dialect))
+        plain, flipped = (
+            next(
+                result.annotations
+                for seed in range(50)
+                if np.array_equal((result := transform(example, seed)).annotations.boxes[0, 1::2], columns)
+            )
+            for columns in ([3, 13], [18, 28])
+        )
+        np.testing.assert_array_equal(flipped.boxes[:, 1::2], 31 - plain.boxes[:, :0:-2])
+        assert tuple(map(type, flipped.segmentations)) == kinds
+        if dialect is DETECTRON2:
+            np.testing.assert_array_equal(flipped.segmentations[0][0][::2], 31 - plain.segmentations[0][0][::2])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.config import DETECTRON2, TORCHVISION
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import convolution as ops_convolution
 from mask_rcnn.ops.roi import roi_align
@@ -88,7 +89,18 @@ def share_rois(source, target):
 )
 def test_an_update_is_close_to_float32(extractor, norm, stages, side, tolerance, monkeypatch, training_on_gpu):
     """With the same RoIs, because rounded scores select others.  Statistics of few locations amplify rounding."""
-    single, half = (make_chain(extractor, monkeypatch, stages=stages, norm=norm) for _ in range(2))
+    check_update(extractor, monkeypatch, side, tolerance, stages=stages, norm=norm)
+
+
+@pytest.mark.parametrize('dialect', [TORCHVISION, DETECTRON2], ids=['torchvision', 'detectron2'])
+def test_an_update_in_other_dialects(dialect, monkeypatch, training_on_gpu):
+    """With soft masks and smooth L1 (torchvision), and with polygons and L1 (detectron2)."""
+    check_update('resnet50_fpn', monkeypatch, 64, 0.12, stages=2, norm='affine', dialect=dialect)
+
+
+def check_update(extractor, monkeypatch, side, tolerance, **changes):
+    """Compare an update in half precision with one in single precision."""
+    single, half = (make_chain(extractor, monkeypatch, **changes) for _ in range(2))
     share_rois(single, half)
     sizes = [(side, side)] * 2
     _, before = update(single, 'fp32', sizes=sizes)
