@@ -14,7 +14,8 @@ processes, so no other process should use the GPU.
 
 A peer runs in a separate process, on the same image and the same number of CPUs.  The predictions alternate, so that
 other load on the machine affects both.  ``torch`` is the same network with the same weights in plain PyTorch
-(``peers/torch_mask_rcnn.py``), ``torchvision`` is torchvision's R-50-FPN.
+(``peers/torch_mask_rcnn.py``), ``torchvision`` is torchvision's R-50-FPN: with the weights of ``--modelfile`` if they
+are in torchvision's dialect, otherwise with random weights.
 """
 
 from __future__ import annotations

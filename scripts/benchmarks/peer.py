@@ -18,10 +18,15 @@ import pycocotools.mask
 
 from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.datasets.example import TrainingExample
-from mask_rcnn.inference.save import collect_arrays
+from mask_rcnn.inference.save import collect_arrays, model_meta
 from mask_rcnn.targets.sampling import Sampling
+from mask_rcnn.weights import formats
+from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
+from mask_rcnn.weights.exporters.targets import TARGETS, export_weights
 
 PROGRAM = Path(__file__).resolve().parent / 'peers' / 'torch_mask_rcnn.py'
+#: File of the weights for torchvision in a peer's folder.
+STATE_DICT = 'model.pth'
 TRAINING_PROGRAM = PROGRAM.with_name('torch_training.py')
 
 
@@ -46,7 +51,8 @@ class Peer:
     Args:
         python: Interpreter with PyTorch.
         network: ``'torch'`` or ``'torchvision'``; see ``peers/torch_mask_rcnn.py``.
-        model: The model; ``'torch'`` computes the same network with the same weights.
+        model: The model; ``'torch'`` computes the same network with the same weights, as does ``'torchvision'`` for a
+            model in its dialect.
         image: ``(H, W, 3)`` uint8, RGB.
         precision: Arithmetic precision.
 
@@ -58,6 +64,8 @@ class Peer:
         check(network, model)
         self._folder = tempfile.TemporaryDirectory()
         write_task(Path(self._folder.name), model, image)
+        if network == 'torchvision' and runs_in_torchvision(model):
+            write_state_dict(Path(self._folder.name) / STATE_DICT, model)
         self._start(python, PROGRAM, network, model, precision)
 
     def _start(self, python: str, program: Path, network: str, model, precision: str) -> None:
@@ -160,6 +168,14 @@ def check(network: str, model) -> None:
         or config.dialect.name != 'detectron'
     ):
         raise PeerError("--against torch supports Detectron's ResNets with affine channels, boxes and masks")
+    is_r50_fpn = config.extractor == 'resnet50_fpn' and config.masks and not config.n_keypoint
+    if network == 'torchvision' and runs_in_torchvision(model) and not is_r50_fpn:
+        raise PeerError('--against torchvision runs weights of its maskrcnn_resnet50_fpn and maskrcnn_resnet50_fpn_v2')
+
+
+def runs_in_torchvision(model) -> bool:
+    """Return whether torchvision runs a model with its weights, because its dialect is that of torchvision."""
+    return model.config.dialect.name == 'torchvision'
 
 
 def check_training(network: str, model) -> None:
@@ -173,6 +189,13 @@ def write_task(folder: Path, model, image) -> None:
     """Write the input files of a peer that predicts."""
     write_network(folder, model)
     np.save(folder / 'image.npy', image)
+
+
+def write_state_dict(path: Path, model) -> None:
+    """Write the weights of a model for torchvision."""
+    report = ConversionReport((), {})
+    file = ConvertedWeights('model', formats.NATIVE, model.config, collect_arrays(model), report, '')
+    export_weights('the model', path, file, model_meta(model), TARGETS['torchvision'])
 
 
 def write_training_task(folder: Path, model, examples: Sequence[TrainingExample], sampling: Sampling) -> None:
@@ -226,11 +249,16 @@ def write_network(folder: Path, model, **settings) -> None:
         'nms_threshold',
         'max_detections',
         'sampling_ratio',
+        'n_fg_class',
+        'anchor_sizes',
+        'anchor_ratios',
+        'head_norm',
     )
     setup = {
         **{name: getattr(config, name) for name in names},
         'fpn': config.has_fpn,
         'blocks': RESNET_BLOCKS.get(config.backbone),
+        'bn_eps': config.dialect.backbone.bn_eps,
         'pixel_mean': config.dialect.input.pixel_mean,
         'strides': model.rpn.strides,
         'cell_anchors': [cell.tolist() for cell in model.rpn.cell_anchors],

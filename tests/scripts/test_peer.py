@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.config import PRESETS, TORCHVISION
+from mask_rcnn.weights.readers import torch_file
 from tests.support.small_resnet import use_shallow_resnet
 
 STAND_IN = """
@@ -107,6 +109,28 @@ def test_shares_of_the_ceiling(benchmark, stand_in, tmp_path, capsys):
         assert stages[stage]['of_ceiling'] == pytest.approx(stages[stage]['operations'] / stages[stage]['median'] / 1e9)
     assert stages['prepare']['of_ceiling'] == pytest.approx((1 + 4) * 3 * 64 * 96 / stages['prepare']['median'] / 1e9)
     assert 'of ceiling' in capsys.readouterr().out
+
+
+def test_torchvision_gets_the_weights_of_its_dialect(peer, monkeypatch, tmp_path):
+    use_shallow_resnet(monkeypatch)
+    narrow = {'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 8, 'mask_channels': 8, 'n_fg_class': 2}
+    model = mask_rcnn.build('resnet50_fpn', dialect=TORCHVISION, norm='bn', **narrow)
+    peer.check('torchvision', model)
+    assert peer.runs_in_torchvision(model)
+    peer.write_state_dict(tmp_path / peer.STATE_DICT, model)
+    state = torch_file.read(tmp_path / peer.STATE_DICT)
+    np.testing.assert_array_equal(state['roi_heads.box_head.fc6.weight'], model.box_head.fc6.W.array)
+    np.testing.assert_array_equal(state['backbone.body.conv1.weight'], model.extractor.body.conv1.conv.W.array)
+    peer.write_network(tmp_path, model)
+    setup = json.loads((tmp_path / 'setup.json').read_text())
+    assert (setup['bn_eps'], setup['n_fg_class'], setup['head_norm']) == (1e-5, 2, 'none')
+    for changes in ({'masks': False}, {'masks': False, 'n_keypoint': 3}, {'extractor': 'resnet101_fpn'}):
+        model.config = PRESETS['resnet50_fpn'].replace(dialect=TORCHVISION, **changes)
+        with pytest.raises(peer.PeerError, match='runs weights of its maskrcnn_resnet50_fpn'):
+            peer.check('torchvision', model)
+    model.config = PRESETS['resnet50']
+    peer.check('torchvision', model)  # with random weights
+    assert not peer.runs_in_torchvision(model)
 
 
 def test_a_peer_that_fails_is_named(benchmark, stand_in, capsys):

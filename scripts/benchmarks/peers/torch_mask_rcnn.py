@@ -6,7 +6,8 @@
 ``setup.json``.  ``torch`` is the network of the weights, C4 or FPN, computed like Detectron and detectron2: weights in
 channels-last layout, normalisation folded, all RoIs in one batch, no gradients.  RoIAlign and NMS are torchvision's if
 it is installed, otherwise a sparse matrix multiplication and a loop.  ``torchvision`` is torchvision's
-``maskrcnn_resnet50_fpn`` with random weights.
+``maskrcnn_resnet50_fpn`` with random weights; if the folder contains the state dict ``model.pth``, that network or
+``maskrcnn_resnet50_fpn_v2`` with these weights and the settings of the setup.
 
 For each line on the standard input the program makes one prediction, from the image on the host to the masks on the
 host, and prints a line of JSON: wall-clock and CPU seconds, the number of detections, and memory in bytes.  The memory
@@ -362,7 +363,8 @@ def load(args):
     setup = json.loads((args.folder / 'setup.json').read_text())
     on_host = torch.from_numpy(np.load(args.folder / 'image.npy'))
     if args.network == 'torchvision':
-        model = torchvision_model(setup)
+        path = args.folder / 'model.pth'
+        model = trained_torchvision_model(setup, path) if path.exists() else torchvision_model(setup)
     else:
         model = (FPN if setup['fpn'] else C4)(dict(np.load(args.folder / 'weights.npz')), setup)
     model = model.eval().to(args.device, memory_format=torch.channels_last)
@@ -394,6 +396,38 @@ def torchvision_model(setup):
         rpn_post_nms_top_n_test=setup['rpn_post_nms'],
         box_score_thresh=0.0,
     )  # random scores are low: keep as many detections as the other network
+
+
+def trained_torchvision_model(setup, path):
+    """Return torchvision's network with the weights of a state dict and the settings of the setup."""
+    from torchvision.models import detection
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    settings = {
+        'num_classes': setup['n_fg_class'] + 1,
+        'min_size': setup['min_size'],
+        'max_size': setup['max_size'],
+        'rpn_anchor_generator': detection.anchor_utils.AnchorGenerator(
+            tuple((size,) for size in setup['anchor_sizes']),
+            (tuple(setup['anchor_ratios']),) * len(setup['anchor_sizes']),
+        ),
+        'rpn_pre_nms_top_n_test': setup['rpn_pre_nms'],
+        'rpn_post_nms_top_n_test': setup['rpn_post_nms'],
+        'rpn_nms_thresh': setup['rpn_nms_threshold'],
+        'box_score_thresh': setup['score_threshold'],
+        'box_nms_thresh': setup['nms_threshold'],
+        'box_detections_per_img': setup['max_detections'],
+    }
+    if setup['head_norm'] == 'none':  # with frozen normalisations, as in the published models of the first version
+        model = detection.MaskRCNN(resnet_fpn_backbone(backbone_name='resnet50', weights=None), **settings)
+    else:
+        settings.pop('rpn_anchor_generator')  # that of this version has a builder of its own
+        model = detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **settings)
+    model.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    for module in model.modules():
+        if hasattr(module, 'eps'):
+            module.eps = setup['bn_eps']
+    return model
 
 
 def serve(work, device: str, free: int) -> None:
