@@ -31,7 +31,7 @@ FILES = {
     'dena-npz': archive('extractor/conv1/W.npy', 'head/convm2/b.npy', compression=zipfile.ZIP_DEFLATED),
     'pytorch': torch_bytes.state_dict({'a': np.ones(2, np.float32)}),
     'pytorch, legacy': torch_bytes.state_dict({'a': np.ones(2, np.float32)}, True),
-    'safetensors': struct.pack('<Q', 2) + b'{}',
+    'pytorch, safetensors': struct.pack('<Q', 2) + b'{}',
     'matterport-h5': b'\x89HDF\r\n\x1a\n' + bytes(88),
     'mindspore': b'\n\x19\n\x0bbackbone.bn\x12\x0a\x08\x01\x12\x07Float32',
     'caffemodel': b'\n\x09ResNet-50\xa2\x06\x10',
