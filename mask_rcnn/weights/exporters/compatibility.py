@@ -152,8 +152,7 @@ def _unused_conventions(config: Config) -> set[str]:
     if config.norm != 'gn':
         unused |= {'backbone.gn_groups', 'backbone.gn_eps'}
     if not config.has_fpn:
-        unused |= {'backbone.stride_in_3x3', 'rpn.proposals_per_level'}
-        unused |= {'rois.level_rounding', 'rois.level_epsilon', 'rois.level_bias'}
+        unused |= {'rpn.proposals_per_level', 'rois.level_rounding', 'rois.level_epsilon', 'rois.level_bias'}
     if config.has_fpn or config.roi_size == 14:
         unused |= {'rois.average_half_window'}
     for group, is_present in (('masks', config.masks), ('keypoints', config.n_keypoint)):

@@ -79,11 +79,10 @@ def _depth(config: Config) -> int:
 
 def _backbone(config: Config) -> dict[str, Any]:
     groups, group_width = RESNET_GROUPS[config.backbone]
-    stride_in_3x3 = config.has_fpn and config.dialect.backbone.stride_in_3x3
     settings: dict[str, Any] = {
         'NUM_GROUPS': groups,
         'WIDTH_PER_GROUP': group_width,
-        'STRIDE_1X1': not stride_in_3x3,
+        'STRIDE_1X1': not config.dialect.backbone.stride_in_3x3,
         'RES5_DILATION': 1,
     }
     if config.norm == 'gn':
