@@ -439,6 +439,8 @@ LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(f'a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n' fo
         ('x' * 300_000, '300000 characters'),
         ('a: !!int x', 'is not a valid int'),
         (f'a: !!float {"1:" * 300}1', 'is not a valid float'),
+        (f'a: 1{":1" * 100_000}', 'is not a valid int'),  # takes 6 s as a number in base 60
+        (f'? 0x{"f" * 6000}\n: 1', 'is not a valid int'),  # Python refuses to print it
         ('a: !!binary x', 'is not a valid binary'),
         ('{[1]: 2}', 'a key that is not text'),
         ('a: \x00', 'special characters|not YAML'),

@@ -29,6 +29,9 @@ _MAX_NODES = 20_000
 
 _MAX_DEPTH = 40
 
+#: Maximum length of a number in characters.  The time for one in base 60 (``1:30``) grows with the square.
+_MAX_NUMBER = 1000
+
 
 def parse(text: str) -> dict[str, Any]:
     """Parse the YAML text to nested dictionaries, lists, text and numbers.
@@ -98,6 +101,8 @@ class _NodeConverter:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         kind = node.tag.removeprefix(self._PREFIX).removeprefix('python/')
         try:
+            if kind in ('int', 'long', 'float') and len(node.value) > _MAX_NUMBER:
+                raise ValueError
             if kind in ('int', 'long'):
                 return self._SCALARS.construct_yaml_int(node)
             if kind == 'float':
