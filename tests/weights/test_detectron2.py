@@ -1,6 +1,7 @@
 """detectron2's weight files: names, the order of classes, conventions, its configuration, and refused files."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -402,11 +403,13 @@ def test_the_stride_of_c4_networks_is_in_the_1x1_convolution(read):
         ('[1]', 'not a mapping'),
         ('_BASE_: c.yaml', 'is based on more than 8 files'),
         ('a: &a {b: *a}', 'nested too deeply'),
+        (f'? 0x{"f" * 6000}\n: {{a: 1}}', 'c.yaml: is not a configuration of detectron2: .* is not a valid int'),
+        ('a: \xe9', r'^[^:]*c\.yaml: is not UTF-8 text$'),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path, text, reason):
     path = tmp_path / 'c.yaml'
-    path.write_text(text)
+    path.write_bytes(text.encode('latin-1'))
     with pytest.raises(WeightFileError, match=reason) as caught:
         detectron2_cfg.read_settings(path)
     assert str(caught.value).isprintable()
@@ -421,6 +424,15 @@ def test_bases_that_are_not_read(tmp_path, base):
     path.write_text(f'_BASE_: {base}\nTEST: {{DETECTIONS_PER_IMAGE: 7}}\n')
     settings = detectron2_cfg.read_settings(path)
     assert settings.pop('TEST.DETECTIONS_PER_IMAGE') == 7 and len(settings) == 1
+
+
+def test_text_that_begins_like_a_number_is_read_quietly(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text('A: "1or 2"\nB: "0x1for"\nC: "(1, 2)"\n')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert detectron2_cfg.read_settings(path) == {'A': '1or 2', 'B': '0x1for', 'C': [1, 2]}
+    assert caught == []
 
 
 def test_a_python_tag_in_a_configuration_is_never_executed(tmp_path):

@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights.converters import detectron_cfg
@@ -57,8 +58,9 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     current = pathlib.Path(path)
     for _ in range(_MAX_BASES):
+        text = read_text_file(current)
         try:
-            values = detectron_cfg.parse(read_text_file(current))
+            values = detectron_cfg.parse(text)
         except ValueError as error:
             raise WeightFileError(current, f'is not a configuration of detectron2: {error}') from None
         base = values.pop(_BASE, None)
@@ -94,7 +96,9 @@ def _literal(value: Any) -> Any:
     if not isinstance(value, str) or len(value) > _MAX_LITERAL or '\\' in value:
         return value
     try:
-        literal = ast.literal_eval(value.strip())
+        with catch_warnings():
+            simplefilter('ignore')  # Python's, of text such as '1or 2'
+            literal = ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return value
     return list(literal) if isinstance(literal, tuple) else literal
