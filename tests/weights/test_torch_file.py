@@ -13,6 +13,7 @@ import pytest
 
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.readers import torch_file
+from mask_rcnn.weights.readers.inert_pickle import InertUnpickler
 from tests.support import torch_bytes as tb
 from tests.support.damage import bit_flips, truncations
 from tests.support.watching import watch, write_numbered
@@ -265,6 +266,14 @@ def test_hostile_files_raise_a_one_line_error(tmp_path, name, monkeypatch):
         read_bytes(tmp_path, data)
     assert str(caught.value).isprintable()
     assert [path.name for path in tmp_path.iterdir()] == ['file.pth']
+
+
+@pytest.mark.parametrize('objects', [b'}', b'\x8f', b'(t\x85', b')0P1\n', b'cx\ny\n'])
+def test_the_number_of_objects_is_limited(tmp_path, monkeypatch, objects):
+    """A set takes 216 bytes for an opcode of one byte, and each object is visited by the search for a state dict."""
+    monkeypatch.setattr(InertUnpickler, 'max_objects', 100)
+    with pytest.raises(WeightFileError, match='has more than 100 objects'):
+        read_bytes(tmp_path, tb.zipped(b'\x80\x02(' + objects * 100 + b'l.', {}))
 
 
 def test_damaged_files_do_nothing(tmp_path, root):
