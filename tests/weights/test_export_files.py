@@ -190,6 +190,8 @@ def entry(start=0, end=8, shape=(2,), dtype='F32', **more):
         (safetensors({'a': entry(dtype='F8_E4M3', shape=(8,))}), 'a has the type F8_E4M3, not one of F64'),
         (safetensors({'a': entry(shape=(-2,))}), 'a has no valid shape'),
         (safetensors({'a': entry(shape=(1 << 60,))}), 'a has no valid shape'),
+        (safetensors({'a': entry(0, 0, (1 << 40, 1 << 40, 0))}, b''), 'a has no valid shape'),
+        (safetensors(b'{' + b' ' * (1 << 22) + b'}'), 'a header of 4194306 bytes in a file of .*at most 4194304'),
         (safetensors({'a': entry(shape=(True, 2))}), 'a has no valid shape'),
         (safetensors({'a': entry(shape=(3,))}), 'a has 8 bytes, but 12 by its shape and type'),
         (safetensors({'a': entry(8, 0, (0,))}), 'a has -8 bytes, but 0'),

@@ -218,6 +218,7 @@ HOSTILE = {
     'reads beyond the storage': (zipped_tensor(offset=1), 'does not fit into its storage'),
     'strides beyond it': (zipped_tensor(shape=(2, 2), strides=(3, 2)), 'does not fit'),
     'repeats a number': (zipped_tensor(shape=(1 << 30,), strides=(0,)), 'does not fit'),
+    'huge and empty': (zipped_tensor(shape=(1 << 40, 1 << 40, 0), strides=(0, 0, 0)), 'does not fit'),
     'negative offset': (zipped_tensor(offset=-1), 'without proper storage'),
     'negative stride': (zipped_tensor(strides=(-1,)), 'without proper storage'),
     'shape without strides': (zipped_tensor(strides=()), 'without proper storage'),

@@ -22,8 +22,9 @@ from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_weight_file
 
-#: Maximum length of the header in bytes; that of a network with 2000 arrays has about 200 kB.
-MAX_HEADER = 1 << 24
+#: Maximum length of the header in bytes; that of a network with 2000 arrays has about 200 kB.  JSON text can become
+#: 25 times its size in memory.
+MAX_HEADER = 1 << 22
 
 #: Name of the header's entry that is not a tensor.
 METADATA = '__metadata__'
@@ -45,6 +46,10 @@ _DTYPES = {
 }
 
 _MAX_DIMENSIONS = 32
+
+#: Maximum product of the axes other than 0; NumPy refuses larger ones even in arrays without elements.
+_MAX_PRODUCT = 1 << 59
+
 _MAX_TENSORS = 100_000
 
 
@@ -152,7 +157,7 @@ def _parse_entry(name: str, value: Any) -> _Entry:
     kind, shape, offsets = value['dtype'], value['shape'], value['data_offsets']
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise ValueError(f'{shown} has the type {to_printable_ascii(str(kind))}, not one of {", ".join(_DTYPES)}')
-    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS or math.prod(filter(None, shape)) > _MAX_PRODUCT:
         raise ValueError(f'{shown} has no valid shape')
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f'{shown} has no valid data_offsets')

@@ -75,6 +75,9 @@ _BFLOAT16 = 'torch.BFloat16Storage'
 
 _MAX_DIMENSIONS = 8
 
+#: Maximum product of the axes other than 0; NumPy refuses larger ones even in arrays without elements.
+_MAX_PRODUCT = 1 << 59
+
 #: Maximum ratio of the unpacked members to the archive, which PyTorch does not compress; weights hardly shrink.
 _MAX_GROWTH = 4
 
@@ -341,7 +344,8 @@ class _Storages:
         count = math.prod(tensor.shape)
         strides = zip(tensor.shape, tensor.strides, strict=True)
         end = tensor.offset + sum((n - 1) * stride for n, stride in strides) + 1
-        if count and (end > storage.length or count > storage.length):
+        is_huge = math.prod(filter(None, tensor.shape)) > _MAX_PRODUCT
+        if is_huge or (count and (end > storage.length or count > storage.length)):
             raise safe_pickle.UnpicklingError(
                 f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
                 f'storage of {counted(storage.length, "element")}'
