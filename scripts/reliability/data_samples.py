@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,54 @@ _MATTERPORT = {
 }
 
 
+_TORCHVISION = {
+    'min_size': 128,
+    'max_size': 128,
+    'image_mean': [0.485, 0.456, 0.406],
+    'image_std': [0.229, 0.224, 0.225],
+    'anchor_sizes': [[8], [16], [32], [64], [128]],
+    'aspect_ratios': [[0.5, 1.0, 2.0]] * 5,
+    'rpn_pre_nms_top_n_test': 1000,
+    'rpn_post_nms_top_n_test': 1000,
+    'rpn_nms_thresh': 0.7,
+    'rpn_score_thresh': 0.0,
+    'box_score_thresh': 0.05,
+    'box_nms_thresh': 0.5,
+    'box_detections_per_img': 100,
+    'bbox_reg_weights': [10.0, 10.0, 5.0, 5.0],
+    'bn_eps': 1e-05,
+    'trainable_backbone_layers': 3,
+}
+
+_DETECTRON2 = """\
+_BASE_: "Base-RCNN-FPN.yaml"
+INPUT: {MIN_SIZE_TEST: 128, MAX_SIZE_TEST: 128, FORMAT: BGR, MIN_SIZE_TRAIN: (640, 672)}
+MODEL:
+  META_ARCHITECTURE: GeneralizedRCNN
+  MASK_ON: True
+  PIXEL_MEAN: &mean [103.53, 116.28, 123.675]
+  PIXEL_STD: [1.0, 1.0, 1.0]
+  RESNETS: {DEPTH: 50, STRIDE_IN_1X1: true, DEFORM_ON_PER_STAGE: [false, false, false, false]}
+  ANCHOR_GENERATOR:
+    SIZES: [[8], [16], [32], [64], [128]]
+    ASPECT_RATIOS: [[0.5, 1.0, 2.0]]
+  RPN: {PRE_NMS_TOPK_TEST: 1000, POST_NMS_TOPK_TEST: 1000, NMS_THRESH: 0.7, SMOOTH_L1_BETA: 0.0}
+  ROI_HEADS: {NUM_CLASSES: 3, SCORE_THRESH_TEST: 0.05, NMS_THRESH_TEST: 0.5}
+  ROI_BOX_HEAD: {POOLER_RESOLUTION: 7, BBOX_REG_WEIGHTS: "(10.0, 10.0, 5.0, 5.0)", POOLER_SAMPLING_RATIO: 0}
+OTHER: *mean
+TEST: {DETECTIONS_PER_IMAGE: 100, AUG: {ENABLED: false}}
+"""
+
+
+#: Words that replace those of a YAML text.
+_WORDS = (
+    *(b'*mean', b'&a', b'&mean', b'!!python/object/apply:os.system', b'!!python/name:os.system', b'!!binary', b'!x'),
+    *(b'(1, 2)', b'"(1,"', b"'\x5cx00'", b'.nan', b'-.inf', b'1e999', b'0x7f', b'190:20:30', b'2001-01-01', b'|'),
+    *(b'_BASE_', b'../../etc/passwd', b'/dev/zero', b'detectron2://x', b'\xff\xfe', b'<<', b'?', b'---', b'%', b'null'),
+    *(b'"' + b'-' * 900 + b'1"', b'"' + b'(' * 900 + b')' * 900 + b'"', b'"' + b'9' * 900 + b'"', b'"1+1j"', b'"{1}"'),
+)
+
+
 def small_config() -> dict:
     """Return the small network's configuration as JSON values."""
     sizes = {'n_fg_class': 3, 'min_size': 64, 'max_size': 64, 'anchor_sizes': (8, 16, 32, 64, 128), 'rpn_post_nms': 30}
@@ -183,11 +233,13 @@ def small_config() -> dict:
 
 
 def settings() -> Samples:
-    """Return settings: Matterport's, Detectron's, the fields of ``Config``, ``--set`` options and class names."""
+    """Return settings: those of other programs, the fields of ``Config``, ``--set`` options and class names."""
     samples: Samples = {
         'settings.matterport': (json.dumps(_MATTERPORT).encode(), (mutate_json,)),
         'fields.config': (json.dumps(small_config()).encode(), (mutate_json,)),
+        'settings.torchvision': (json.dumps(_TORCHVISION).encode(), (mutate_json,)),
         'cfg.yaml': (CFG.encode(), (replace_number_in_text,)),
+        'settings.detectron2': (_DETECTRON2.encode(), (replace_number_in_text, _replace_word)),
         'classes.names': (b'square\ncircle\ntriangle\n', ()),
     }
     for name, value in small_config().items():
@@ -195,6 +247,15 @@ def settings() -> Samples:
             continue
         samples[f'{name}.set'] = (f'{name}={json.dumps(value)}'.encode(), (_mutate_option,))
     return samples
+
+
+def _replace_word(data: bytes, rng: random.Random) -> bytes:
+    """Replace a word of a YAML text by a tag, an alias, an anchor or an odd value."""
+    words = list(re.finditer(rb'[^\s,:{}\[\]]+', data))
+    match = rng.choice(words) if words else None
+    if match is None:
+        return data
+    return data[: match.start()] + rng.choice(_WORDS) + data[match.end() :]
 
 
 def _mutate_option(data: bytes, rng) -> bytes:

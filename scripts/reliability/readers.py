@@ -19,7 +19,7 @@ from data_samples import SIZE, small_config
 import mask_rcnn
 from mask_rcnn.cli.train_options import config_field
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
-from mask_rcnn.config import MATTERPORT, PRESETS, Config
+from mask_rcnn.config import DETECTRON2, MATTERPORT, PRESETS, TORCHVISION, Config
 from mask_rcnn.datasets import ShapesDataset
 from mask_rcnn.datasets.coco import AnnotationFileError, COCODataset
 from mask_rcnn.datasets.transforms import TrainingTransform, rasterize
@@ -32,7 +32,7 @@ from mask_rcnn.training.schedule import step_schedule
 from mask_rcnn.training.snapshot import read_model_meta, read_options, read_snapshot
 from mask_rcnn.training.trainer import TrainingOptions, build_training_run
 from mask_rcnn.weights import WeightFileError, formats
-from mask_rcnn.weights.converters import detectron_cfg, matterport_cfg
+from mask_rcnn.weights.converters import detectron2_cfg, detectron_cfg, matterport_cfg, torchvision_cfg
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 from mask_rcnn.weights.converters.settings import read_json
 from mask_rcnn.weights.pretrained import load_pretrained
@@ -165,6 +165,8 @@ def read_settings(path: Path) -> None:
     {
         '.matterport': _read_matterport,
         '.config': _read_config,
+        '.torchvision': _read_torchvision,
+        '.detectron2': _read_detectron2,
         '.yaml': _read_yaml,
         '.names': _read_names,
         '.set': _read_option,
@@ -176,6 +178,16 @@ def _read_matterport(path: Path) -> None:
     settings = read_json(path)
     config, _ = matterport_cfg.apply(settings, config)
     matterport_cfg.check(path, settings, config)
+
+
+def _read_torchvision(path: Path) -> None:
+    torchvision_cfg.apply(read_json(path), PRESETS['resnet50_fpn'].replace(dialect=TORCHVISION, norm='bn'))
+
+
+def _read_detectron2(path: Path) -> None:
+    settings = detectron2_cfg.read_settings(path)
+    for extractor in ('resnet50_fpn', 'resnet50'):
+        detectron2_cfg.apply(settings, PRESETS[extractor].replace(dialect=DETECTRON2, norm='bn'))
 
 
 def _read_config(path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 import harness  # noqa: F401  # finds the package and tests.support
 import numpy as np
+import torch_samples
 from mutations import Mutation, change_value, mutate_zip, replace_number_in_text
 
 from mask_rcnn.config import MATTERPORT, Config
@@ -284,6 +285,7 @@ def weights(native: Mapping[str, bytes], canary: Path) -> Samples:
         **_archives(),
         **_detectron(canary),
         **_torch(),
+        **torch_samples.samples(str(canary), lambda content: _mutate_pickle(content, canary)),
         **_keras(),
         'ResNet-50-model.caffemodel': (_caffemodel(), ()),
         'mask_rcnn.ckpt': (_mindspore(), ()),
