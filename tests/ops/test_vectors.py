@@ -1,5 +1,6 @@
 """Vectors in compiled functions against NumPy."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -43,3 +44,10 @@ def test_the_maximum_of_nan_is_nan():
     out = np.zeros((5, vectors.lanes('f')), np.float32)
     compute(values, np.ones(vectors.lanes('f'), np.float32), vectors.lanes('f'), out)
     assert np.isnan(out[2]).all()
+
+
+@pytest.mark.parametrize(('features', 'size'), [('', 32), ('+sse2,+avx512f', 64), ('+avx2,-avx512f', 32)])
+def test_the_size_follows_from_the_features_that_numba_compiles_for(monkeypatch, features, size):
+    """The key of a cached kernel contains them (``NUMBA_CPU_FEATURES``), and not those of the processor that runs."""
+    monkeypatch.setattr(numba.config, 'CPU_FEATURES', features)
+    assert vectors._vector_bytes() == size

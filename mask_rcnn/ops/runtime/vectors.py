@@ -15,14 +15,27 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
-from numba.core import types
+from llvmlite import ir
+from numba.core import config, types
 from numba.core.cgutils import get_or_insert_function
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models
 from numba.extending import register_model
 
-#: Size of a vector: that of a register of AVX-512 or AVX2.  Where registers are smaller, a vector takes several.
-VECTOR_BYTES = 64 if binding.get_host_cpu_features().get('avx512f') else 32
+
+def _vector_bytes() -> int:
+    """Return the size of a vector: that of a register of AVX-512 or AVX2.
+
+    Where registers are smaller, a vector takes several.  The size is part of a compiled kernel, and the key of a cached
+    kernel contains the features for which Numba compiles.  Environment variables can select other features than those
+    of this processor: those that the computers with a common cache have, for example.
+    """
+    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return 64 if '+avx512f' in features.split(',') else 32
+
+
+#: Size of a vector.
+VECTOR_BYTES = _vector_bytes()
 
 _INT32 = ir.IntType(32)
 #: Without Numba's annotation, which has the parameter of the compiler that a call does not have.
