@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import config, types
+from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models
@@ -30,6 +30,7 @@ def _vector_bytes() -> int:
     kernel contains the features for which Numba compiles.  Environment variables can select other features than those
     of this processor: those that the computers with a common cache have, for example.
     """
+    config: Any = numba.config
     features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
     return 64 if '+avx512f' in features.split(',') else 32
 
