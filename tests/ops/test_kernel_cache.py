@@ -126,6 +126,43 @@ def test_a_kernel_that_calls_a_changed_kernel_of_another_file_is_compiled_again(
     assert kernel(2) == 8 and not kernel.stats.cache_hits
 
 
+INTRINSIC = """\
+from llvmlite import ir
+from numba.extending import intrinsic
+
+
+@intrinsic
+def tripled(typingctx, x):
+    return x(x), lambda context, builder, signature, args: builder.mul(args[0], ir.Constant(args[0].type, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ('source', 'old', 'new', 'body'),
+    [
+        ('FACTOR = 3\n', '3', '4', 'FACTOR * x'),
+        ('import numpy\nFACTOR = numpy.array([3])\n', '[3]', '[4]', 'FACTOR[0] * x'),
+        (INTRINSIC, ', 3', ', 4', 'tripled(x)'),
+    ],
+    ids=['constant', 'array', 'intrinsic'],
+)
+def test_a_kernel_with_a_changed_value_of_another_file_is_compiled_again(
+    load, tmp_path, monkeypatch, source, old, new, body
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'kernel_values.py').write_text(source)
+    name = 'tripled' if 'tripled' in body else 'FACTOR'
+    changed = SOURCE.replace('jit\n', f'jit\nfrom kernel_values import {name}\n', 1).replace('3 * x', body)
+    (tmp_path / 'cached_kernels.py').write_text(changed)
+    monkeypatch.delitem(sys.modules, 'kernel_values', raising=False)
+    assert (hits(load()), hits(load())) == (0, 1)
+    change_source(tmp_path, 'kernel_values', old, new)
+    monkeypatch.delitem(sys.modules, 'kernel_values')
+    importlib.invalidate_caches()
+    kernel = load()
+    assert kernel(2) == 8 and not kernel.stats.cache_hits
+
+
 def test_processes_that_compile_at_the_same_time_keep_both_kernels(load, monkeypatch, caplog):
     """Numba numbers the files of a function: the kernels of two signatures got the same name."""
     open_for_write, others = caching.IndexDataCacheFile._open_for_write, [2.5]

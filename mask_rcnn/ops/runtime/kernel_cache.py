@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import pickle
@@ -21,12 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba.core import caching
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 
 _logger = logging.getLogger(__name__)
 
 _HASH_SIZE = 32
+#: Types of the values in a module that a kernel contains, in addition to arrays.
+_CONSTANTS = bool, int, float, complex, tuple, np.generic
 _ADVICE = 'every process compiles them again (NUMBA_CACHE_DIR may name another folder)'
 
 
@@ -138,15 +143,27 @@ class KernelCache(caching.FunctionCache):
             self._warn_of(error)
 
     def _source_stamps(self) -> list:
-        """Return the stamps of the source files of the function and of all kernels that it calls."""
+        """Return the stamps of all that the kernel is compiled from, apart from its arguments.
+
+        These are the source files of the function, of all kernels that it calls and of the intrinsics in them, and the
+        constants of modules.  A kernel contains them all.
+        """
         stamps, seen, pending = [self.source_stamp], set(), [self._py_func]
         while pending:
             function = pending.pop()
             seen.add(function)
-            for value in map(function.__globals__.get, function.__code__.co_names):
-                if isinstance(value, Dispatcher) and value.py_func not in seen:
-                    pending.append(value.py_func)
-                    stamps.append(getattr(getattr(value, '_cache', None), 'source_stamp', None))
+            for name in function.__code__.co_names:
+                value = function.__globals__.get(name)
+                if isinstance(value, Dispatcher):
+                    if value.py_func not in seen:
+                        pending.append(value.py_func)
+                        stamps.append(getattr(getattr(value, '_cache', None), 'source_stamp', None))
+                elif isinstance(value, _Intrinsic):
+                    stamps.append(_hash_file(inspect.unwrap(value).__code__.co_filename))
+                elif isinstance(value, np.ndarray):
+                    stamps.append((name, value.dtype.str, value.tolist()))
+                elif isinstance(value, _CONSTANTS):
+                    stamps.append((name, value))
         return stamps
 
     def _warn_of(self, error: Exception) -> None:
@@ -176,6 +193,14 @@ def make_cache(function: Callable) -> KernelCache | NoKernelCache:
         return NoKernelCache('neither __pycache__ nor the cache folder of the user is writable')
     except Exception as error:
         return NoKernelCache(_reason(error))
+
+
+def _hash_file(path: str) -> bytes | None:
+    """Return the hash of a source file; ``None`` in a program without such files."""
+    try:
+        return _sha256(Path(path).read_bytes())
+    except OSError:
+        return None
 
 
 def _sha256(content: bytes) -> bytes:
