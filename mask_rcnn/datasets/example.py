@@ -8,6 +8,7 @@ network input.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,3 +117,11 @@ class TrainingExample:
     name: str
     image_id: int | str
     seed: int
+
+
+def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
+    """Group examples by the size of their network input, keeping their order."""
+    groups: dict[tuple[int, ...], list[TrainingExample]] = {}
+    for example in examples:
+        groups.setdefault(example.x.shape, []).append(example)
+    return list(groups.values())

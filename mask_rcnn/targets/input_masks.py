@@ -174,14 +174,6 @@ def input_polygon_targets(
     return targets
 
 
-#: ``training.mask_targets`` of a dialect whose targets depend on the network input -> the function that makes them.
-INPUT_MASK_TARGETS = {
-    'bitmap': bitmap_targets,
-    'roi_align': roi_align_targets,
-    'polygons_in_input': input_polygon_targets,
-}
-
-
 def match_objects(
     rois: np.ndarray, annotations: Annotations, transform: ImageTransform, *, offset: float
 ) -> np.ndarray:

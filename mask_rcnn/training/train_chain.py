@@ -9,7 +9,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.datasets.example import TrainingExample, group_by_size
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
@@ -25,12 +25,12 @@ from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
 from mask_rcnn.preprocessing.image_transform import ImageTransform
 from mask_rcnn.targets import (
     IGNORED,
-    INPUT_MASK_TARGETS,
     KeypointRoIs,
     RPNTargets,
     SampledRoIs,
     Sampling,
-    mask_targets,
+    foreground_mask_targets,
+    network_sampling,
     rpn_targets,
     sample_keypoint_rois,
     sample_rois,
@@ -66,14 +66,14 @@ class MaskRCNNTrainChain(chainer.Chain):
 
     Args:
         model: The network; see :func:`mask_rcnn.training.freezing.freeze`.
-        sampling: Sampling sizes and IoU thresholds; ``None`` for the defaults, with the dialect's
-            ``training.roi_batch``.
+        sampling: Sampling sizes and IoU thresholds; ``None`` for those of
+            :func:`~mask_rcnn.targets.sampling.network_sampling`.
         gamma: Weight of the mask loss.
     """
 
     def __init__(self, model: MaskRCNN, *, sampling: Sampling | None = None, gamma: float = 1.0):
         super().__init__()
-        self.sampling = sampling or Sampling(roi_batch=model.config.dialect.training.roi_batch)
+        self.sampling = sampling or network_sampling(model.config)
         self.gamma = gamma
         with self.init_scope():
             self.model = model
@@ -434,21 +434,14 @@ class MaskRCNNTrainChain(chainer.Chain):
 
     def _mask_targets(self, rois: Sequence[SampledRoIs], examples: Sequence[TrainingExample], size: int) -> np.ndarray:
         """Return the mask targets ``(F, size, size)`` of all foreground RoIs, or one ignored mask if F is 0."""
+        dialect, pairs = self.model.config.dialect, zip(rois, examples, strict=True)
         masks = np.concatenate(
             [
-                self._mask_targets_of_image(image_rois, example, size)
-                for image_rois, example in zip(rois, examples, strict=True)
+                foreground_mask_targets(image_rois, image.annotations, image.image_transform, size, dialect=dialect)
+                for image_rois, image in pairs
             ]
         )
         return masks if len(masks) else np.full((1, size, size), IGNORED, masks.dtype)
-
-    def _mask_targets_of_image(self, rois: SampledRoIs, example: TrainingExample, size: int) -> np.ndarray:
-        dialect, n = self.model.config.dialect, rois.n_foreground
-        offset, kind = dialect.boxes.offset, dialect.training.mask_targets
-        if kind == 'polygons':
-            return mask_targets(rois.boxes[:n], example.annotations, size, offset=offset)
-        make_targets = INPUT_MASK_TARGETS[kind]
-        return make_targets(rois.rois[:n], example.annotations, example.image_transform, size, offset=offset)
 
     def keypoint_loss(self, features: Sequence, rois: Sequence[KeypointRoIs]) -> chainer.Variable:
         """Return the keypoint loss: softmax cross entropy over each heat map (He et al. 2017, section 5).
@@ -481,14 +474,6 @@ class MaskRCNNTrainChain(chainer.Chain):
         :class:`mask_rcnn.inspect.training.record.RecordingTrainChain`.
         """
         return function(*arguments, **options)
-
-
-def group_by_size(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
-    """Group examples by the size of their network input, keeping their order."""
-    groups: dict[tuple[int, ...], list[TrainingExample]] = {}
-    for example in examples:
-        groups.setdefault(example.x.shape, []).append(example)
-    return list(groups.values())
 
 
 def _means(values: Sequence[dict[str, Any]], fractions: Sequence[float]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import Config
-from mask_rcnn.datasets.example import TrainingExample
+from mask_rcnn.datasets.example import TrainingExample, group_by_size
 from mask_rcnn.ops.boxes.flatten_anchors import flatten_anchors
 from mask_rcnn.targets import IGNORED, Sampling
 from mask_rcnn.training.freezing import freeze
-from mask_rcnn.training.train_chain import MaskRCNNTrainChain, group_by_size
+from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from tests.support.anchors import dense_targets
 from tests.support.small_resnet import use_narrow_resnet
 from tests.support.training_examples import SAMPLING, example, run_backward
