@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.config import DETECTRON, DETECTRON2, PRESETS, TORCHVISION
+from mask_rcnn.config import DENA, DETECTRON, DETECTRON2, PRESETS, TORCHVISION
 from mask_rcnn.datasets.example import Annotations
 from mask_rcnn.models.keypoint_head import KeypointHead
 from mask_rcnn.preprocessing.image_transform import ImageTransform
@@ -195,3 +195,18 @@ def test_the_dialect_selects_the_rois_of_the_keypoint_head(monkeypatch, dialect)
     monkeypatch.setattr(chain, '_share_rois', lambda *arguments: calls.append(1) or (keypoint_rois[0], []))
     chain.roi_targets([image], [annotations.boxes + 1], [np.random.RandomState(0)])
     assert bool(calls) == (dialect is not DETECTRON)
+
+
+@pytest.mark.parametrize(
+    ('dialect', 'preset', 'expected'),
+    [
+        (DETECTRON, 'resnet50_fpn', (2000, 2000, 512)),
+        (DETECTRON, 'resnet50', (12000, 2000, 512)),
+        (DETECTRON2, 'resnet50_fpn', (2000, 1000, 512)),
+        (DENA, 'resnet50', (12000, 2000, 128)),
+    ],
+)
+def test_the_default_sampling_is_that_of_the_network(dialect, preset, expected):
+    """As in runs of the command line."""
+    sampling = MaskRCNNTrainChain(small_chain(dialect, preset).model).sampling
+    assert (sampling.train_pre_nms, sampling.train_post_nms, sampling.roi_batch) == expected
