@@ -3,8 +3,8 @@
 Detectron's normalisations are expressed as weights (:func:`per_image_mean_weights`): the weights of each image sum to
 the same value, and the loss of a batch is the mean over its images.  The loss of a batch is therefore the mean of the
 losses of its parts, weighted by their image counts, for any division.  (Detectron divides the objectness,
-classification and mask losses by the count of a whole GPU, and Matterport does so with all losses; the result is the
-same if each GPU has one image.)
+classification and mask losses by the count of a whole GPU, and Matterport, torchvision and detectron2 do so with all
+losses; the result is the same if each GPU has one image, or if all images have the same counts.)
 """
 
 from __future__ import annotations
