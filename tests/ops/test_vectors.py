@@ -51,3 +51,16 @@ def test_the_size_follows_from_the_features_that_numba_compiles_for(monkeypatch,
     """The key of a cached kernel contains them (``NUMBA_CPU_FEATURES``), and not those of the processor that runs."""
     monkeypatch.setattr(numba.config, 'CPU_FEATURES', features)
     assert vectors._vector_bytes() == size
+
+
+def test_arrays_that_are_not_contiguous_are_refused():
+    """An index counts the elements in memory, not those of a slice with a step."""
+
+    @jit
+    def add_first(values):
+        return vectors.sum_lanes(vectors.load(values, 0))
+
+    with pytest.raises(
+        numba.errors.TypingError, match=r'a vector needs a contiguous array, not array\(float32, 1d, A\)'
+    ):
+        add_first(np.zeros(256, np.float32)[::2])

@@ -69,7 +69,7 @@ def convolve_tiles(source, weights, taps, bias, residual, relu, windows, y, star
                     _clear_columns(points, out, out + windows.left)
                     _clear_columns(points, out + windows.left + width, out + pitch)
                 else:
-                    copy_rows(source[g * n_in + c, n], top, -windows.left, 1, lanes, lines[:, :pitch])
+                    copy_rows(source[g * n_in + c, n], top, -windows.left, 1, lanes, lines)
                     _transform_input(lines.reshape(-1), 0, lines.shape[1], pitch, lanes, points, out)
         for point in range(IN_TILE):
             multiply(points[point], weights[g, point], taps, rows * pitch, step, lanes, sums[point])

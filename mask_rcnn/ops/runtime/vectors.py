@@ -5,8 +5,8 @@ needs a dozen vectors of sums in registers at once, so that each value is loaded
 vector is a value that a compiled function can name.
 
 The functions are called from functions compiled by :func:`mask_rcnn.ops.runtime.parallel.jit`.  An index counts the
-elements in memory from the first one of an array of any shape, and is not checked: a row of an array would be a view,
-whose count of references costs more than the vector.
+elements in memory from the first one of a contiguous array of any shape, and is not checked: a row of an array would be
+a view, whose count of references costs more than the vector.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import errors, types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models
@@ -70,6 +70,7 @@ class _VectorModel(models.PrimitiveModel):
 @intrinsic
 def load(typingctx, array, index):
     """Return the vector of the elements that begin at an index."""
+    _check_contiguous(array)
 
     def generate(context, builder, signature, args):
         return builder.load(_pointer(context, builder, array, *args), align=array.dtype.bitwidth // 8)
@@ -80,6 +81,7 @@ def load(typingctx, array, index):
 @intrinsic
 def store(typingctx, array, index, vector):
     """Write a vector to the elements that begin at an index."""
+    _check_contiguous(array)
 
     def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, array, *args[:2])
@@ -159,6 +161,12 @@ def sum_lanes(typingctx, vector):
         return builder.extract_element(value, ir.Constant(_INT32, 0))
 
     return vector.dtype(vector), generate
+
+
+def _check_contiguous(array_type: Any) -> None:
+    """Raise a TypingError unless the elements of an array follow each other in memory."""
+    if array_type.layout != 'C':
+        raise errors.TypingError(f'a vector needs a contiguous array, not {array_type}')
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
