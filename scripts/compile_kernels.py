@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 import mask_rcnn
-from mask_rcnn.config import MATTERPORT
+from mask_rcnn.config import DETECTRON2, MATTERPORT, TORCHVISION
 from mask_rcnn.ops.runtime.cache import cache_weights
 
 #: Small channels and images keep the networks cheap; kernels are compiled per type, not per size.
@@ -24,6 +24,7 @@ _SMALL_FPN = {**_SMALL, 'fpn_channels': 16, 'rpn_channels': 16, 'head_channels':
 _NETWORKS: dict[str, Mapping[str, object]] = {
     'resnet50': _SMALL,
     'resnet50_fpn': {**_SMALL_FPN, 'norm': 'bn'},
+    'resnext50_32x4d_fpn': _SMALL_FPN,
     'resnet50_fpn_gn': {**_SMALL_FPN, 'fpn_channels': 32, 'mask_channels': 32},
     'mobilenet_v1_fpn': {**_SMALL_FPN, 'width': 0.25},
     'keypoint_resnet50_fpn': {**_SMALL_FPN, 'n_fg_class': 1},
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     for preset, changes in _NETWORKS.items():
         _predict(preset, **changes)
-    _predict('resnet50_fpn', dialect=MATTERPORT, **_SMALL_FPN)
+    for dialect in (MATTERPORT, TORCHVISION, DETECTRON2):
+        _predict('resnet50_fpn', dialect=dialect, **_SMALL_FPN)
     if args.training:
         _train()
     sys.stdout.write(f'CPU kernels are compiled ({time.monotonic() - started:.0f} s)\n')
@@ -47,11 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _predict(preset: str, **changes) -> None:
     model = mask_rcnn.build(preset, score_threshold=0.0, **changes)
-    images = [np.random.RandomState(0).uniform(0, 255, (3, 96, 128)).astype(np.float32)] * 2
+    pixels = np.random.RandomState(0).randint(0, 256, (96, 128, 3)).astype(np.uint8)
+    floats = pixels.transpose(2, 0, 1) + np.float32(0.5)  # detectron2 resizes them like torchvision
     with cache_weights():
-        for batch_size in (1, 2):
-            for detections in model.detect(images, batch_size=batch_size):
-                detections.draw(images[0], contour=True)
+        for image, batch_size in ((pixels, 1), (floats, 1), (floats, 2)):
+            for detections in model.detect([image] * 2, batch_size=batch_size):
+                detections.draw(image, contour=True)
                 detections.to_coco(1)
 
 
