@@ -134,6 +134,8 @@ FPN = PRESETS['resnet50_fpn'].replace(
     mask_channels=CHANNELS,
 )
 IN_3X3 = {'stride_in_3x3': True}
+#: ``Base-Keypoint-RCNN-FPN.yaml``.
+OF_KEYPOINTS = {'losses': {'box_smooth_l1_beta': 0.5}, 'training': {'fpn_proposals': 1500}}
 RESNEXT_STD = {'pixel_std': (57.375, 57.12, 58.395)}
 
 
@@ -152,7 +154,7 @@ RESNEXT_STD = {'pixel_std': (57.375, 57.12, 58.395)}
                 masks=False,
                 mask_channels=256,
                 n_keypoint=17,
-                dialect=DETECTRON2.replace(losses={'box_smooth_l1_beta': 0.5}),
+                dialect=DETECTRON2.replace(**OF_KEYPOINTS),
             ),
             'keypoint_rcnn_R-50-FPN_d22c.npz',
         ),
@@ -170,7 +172,9 @@ RESNEXT_STD = {'pixel_std': (57.375, 57.12, 58.395)}
         ),
         (
             with_norms((*STATISTICS, 'num_batches_tracked')),
-            FPN.replace(head_norm='bn', box_convs=4, box_fcs=1),
+            FPN.replace(
+                head_norm='bn', box_convs=4, box_fcs=1, dialect=DETECTRON2.replace(training={'freeze_norms': False})
+            ),
             'mask_rcnn_R-50-FPN-BN_d22c.npz',
         ),
     ],
@@ -535,6 +539,5 @@ def test_the_reference_weights(golden, tmp_path, recipe, suffix):
     assert file.format == 'detectron2' and 'unknown' not in file.report.skipped and file.report.warnings == ()
     keypoints = recipe.startswith('keypoint')
     assert (file.config.n_fg_class, file.config.n_keypoint) == ((1, 17) if keypoints else (80, 0))
-    losses = {'box_smooth_l1_beta': 0.5} if keypoints else {}
-    assert file.config.dialect == DETECTRON2.replace(losses=losses)
+    assert file.config.dialect == DETECTRON2.replace(**(OF_KEYPOINTS if keypoints else {}))
     assert file.config.extractor == ('resnet50' if 'C4' in recipe else 'resnet50_fpn')
