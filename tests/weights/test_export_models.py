@@ -23,7 +23,7 @@ from mask_rcnn.config import (
 )
 from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.weights import ModelMeta, WeightFileError, formats, read_weights, write_weights
-from mask_rcnn.weights.converters import detectron, detectron2, torchvision
+from mask_rcnn.weights.converters import detectron
 from mask_rcnn.weights.converters import detectron_cfg as detectron_cfg_reader
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, apply_mappings
 from mask_rcnn.weights.exporters import adaptation, detectron_cfg, programs, safetensors_file, targets
@@ -31,6 +31,7 @@ from mask_rcnn.weights.exporters import torch_file as torch_file_writer
 from mask_rcnn.weights.exporters.compatibility import find_notes, find_obstacles
 from mask_rcnn.weights.readers import torch_file
 from tests.support.small_resnet import use_narrow_resnet, use_shallow_resnet
+from tests.support.weight_arrays import random_arrays, used_fields
 
 #: Few channels of the heads, which the reader of torchvision's files takes from the shapes.
 NARROW = {'fpn_channels': 8, 'rpn_channels': 8, 'head_channels': 12, 'mask_channels': 8}
@@ -45,26 +46,6 @@ def _narrow(monkeypatch):
     """Give the ResNets one block per stage, whose 3x3 convolutions have an eighth of their channels."""
     use_shallow_resnet(monkeypatch)
     monkeypatch.setitem(RESNET_GROUPS, 'resnet50', (1, 8))
-
-
-def random_arrays(config):
-    """Return arrays of random values with the names and shapes of a network's parameters and statistics."""
-    random = np.random.default_rng(0)
-    table = torchvision if config.has_fpn else detectron2
-    mappings = (detectron if config.norm == 'affine' else table).param_mappings(config)
-    shapes = {name: shape for mapping in mappings for name, shape in mapping.inputs.items()}
-    values = random.standard_normal(1 << 16, np.float32)
-    source = {name: np.roll(np.resize(values, shape), i) for i, (name, shape) in enumerate(shapes.items())}
-    arrays = {mapping.path: mapping.apply(source) for mapping in mappings}
-    for name, array in arrays.items():
-        if name.endswith('avg_var'):
-            array[...] = random.uniform(0.5, 2, array.shape)
-    return arrays
-
-
-def used_fields(config):
-    """Return the fields of a configuration that affect the network."""
-    return {name: value for name, value in config.to_dict().items() if name not in config.unused_fields}
 
 
 def make_file(config, arrays=None):
