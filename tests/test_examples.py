@@ -3,10 +3,12 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn.config import DENA, DETECTRON
+from mask_rcnn.cli import convert
+from mask_rcnn.config import DENA, DETECTRON, TORCHVISION
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.save import save
 from tests.conftest import ROOT
@@ -57,7 +59,21 @@ def test_the_example_of_generated_scenes(names, tmp_path):
     assert sizes == {'000.png': (256, 256), '001.png': (256, 256)}
 
 
+@pytest.mark.slow
+def test_the_example_of_a_conversion(tmp_path, monkeypatch):
+    pytest.importorskip('torchvision')
+    monkeypatch.chdir(tmp_path)
+    native = constant_model('resnet50_fpn', n_fg_class=3, dialect=TORCHVISION, norm='bn')
+    native.box_head.score.b.array[...] = np.arange(4)
+    save('mine.npz', native)
+    assert convert.main(['mine.npz', '--to', 'torchvision', '-o', 'mine.pth']) == 0
+    names = {}
+    for code in code_blocks('docs/conversion.md'):
+        exec(code, names)
+    assert names['model'].state_dict()['roi_heads.box_predictor.cls_score.bias'].tolist() == [0, 1, 2, 3]
+
+
 def test_all_documents_with_examples_are_tested():
     documents = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
     with_code = {path.relative_to(ROOT).as_posix() for path in documents if code_blocks(path)}
-    assert with_code == {'README.md', 'docs/your-own-data.md'}
+    assert with_code == {'README.md', 'docs/conversion.md', 'docs/your-own-data.md'}
