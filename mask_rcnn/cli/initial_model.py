@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.io.console import print_lines
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
-from mask_rcnn.models.builder import convert_norm
+from mask_rcnn.models.builder import convert_norm, known_classes
 from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.training.snapshot import Snapshot, is_snapshot, read_model_meta, read_snapshot
 from mask_rcnn.weights import WeightFileError, formats, load_arrays
@@ -127,6 +128,7 @@ def _new_model(args: TrainArguments, train_set: Dataset, is_main: bool) -> MaskR
     if args.pretrained != 'none':
         path = _pretrained_file(args)
         file = formats.read(path, bn2affine=args.bn2affine)
+        file = dataclasses.replace(file, class_names=known_classes(file))
     config, category_ids = _new_config(args, file, len(train_set.class_names)), model_category_ids(train_set)
     try:
         model = mask_rcnn.build(config, class_names=train_set.class_names, category_ids=category_ids)

@@ -182,21 +182,30 @@ def default_classes(file: ConvertedWeights) -> tuple[tuple[str, ...], tuple[int,
     """Return the names of a file's classes and their category ids in the dataset, both empty for a backbone.
 
     Args:
-        file: The weights.  If they have no names, those of COCO are used for 80 classes and for the 90 of torchvision
-            (one for each category id up to 90), otherwise ``class_1``, ``class_2``, ...
+        file: The weights.  If their names are not known, they are ``class_1``, ``class_2``, ...
     """
     if file.kind == 'backbone':
         return (), ()
     n_classes = file.config.n_fg_class
-    names = tuple(file.class_names)
-    if not names:
-        known: dict[int, tuple[str, ...]] = {len(COCO_CLASS_NAMES): COCO_CLASS_NAMES}
-        if file.config.dialect.name == TORCHVISION.name:
-            known[len(COCO_SPARSE_CLASS_NAMES)] = COCO_SPARSE_CLASS_NAMES
-        names = known.get(n_classes) or placeholder_names(n_classes)
+    names = known_classes(file) or placeholder_names(n_classes)
     if file.category_ids:
         return names, tuple(file.category_ids)
     return names, COCO_CATEGORY_IDS if names == COCO_CLASS_NAMES else tuple(range(1, n_classes + 1))
+
+
+def known_classes(file: ConvertedWeights) -> tuple[str, ...]:
+    """Return the names of a file's classes, empty if they are not known.
+
+    Args:
+        file: The weights.  If they have no names, those of COCO are used for 80 classes and for the 90 of torchvision
+            (one for each category id up to 90).
+    """
+    if file.kind == 'backbone' or file.class_names:
+        return tuple(file.class_names)
+    known: dict[int, tuple[str, ...]] = {len(COCO_CLASS_NAMES): COCO_CLASS_NAMES}
+    if file.config.dialect.name == TORCHVISION.name:
+        known[len(COCO_SPARSE_CLASS_NAMES)] = COCO_SPARSE_CLASS_NAMES
+    return known.get(file.config.n_fg_class, ())
 
 
 def convert_norm(model: MaskRCNN, norm: str) -> None:

@@ -71,7 +71,7 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
     """Load the weights of a file that fit into a model.
 
     Layers whose shape depends on the number of classes or anchors keep their weights if the file has another number.
-    Classes with the same names in another order are matched by name.
+    If the file has all classes of the model, perhaps in another order and among others, they are matched by name.
     Heads that the model does not have are skipped; everything else must fit.  Batch normalisation in the file becomes
     an affine channel in a model with ``norm='affine'``, and vice versa, with the same output.  Nothing in the file is
     executed, and the model is unchanged if there is an error.
@@ -200,24 +200,31 @@ def _layer_names(names: Iterable[str]) -> tuple[str, ...]:
 def _match_classes(
     arrays: dict[str, np.ndarray], in_file: tuple[str, ...], in_model: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """Put the classes of the output layers into the model's order if the file has the same names; return a note."""
-    if not in_file or in_model is None or len(in_file) != len(in_model) or in_file == tuple(in_model):
+    """Put the classes of the output layers into the model's order if the file has all of its names; return a note."""
+    if not in_file or in_model is None or in_file == tuple(in_model):
         return ()
-    if sorted(in_file) == sorted(in_model) and len(set(in_file)) == len(in_file):
-        order = [in_file.index(name) for name in in_model]
-        with_background = [0, *(label + 1 for label in order)]
-        for layer, rows, n_per_class in (
-            ('box_head/score', with_background, 1),
-            ('box_head/delta', with_background, 4),
-            ('mask_head/score', order, 1),
-        ):
-            for name in (f'{layer}/W', f'{layer}/b'):
-                if name in arrays and len(arrays[name]) == n_per_class * len(rows):  # load_arrays reports other shapes
-                    classes = arrays[name].reshape(len(rows), n_per_class, *arrays[name].shape[1:])
-                    arrays[name] = classes[rows].reshape(arrays[name].shape)
-        return ('the file has the same classes in another order: their weights were matched by name',)
+    if set(in_model) <= set(in_file) and len(set(in_file)) == len(in_file):
+        _select_classes(arrays, [in_file.index(name) for name in in_model], len(in_file))
+        found = 'the same classes in another order' if len(in_file) == len(in_model) else 'all classes of the model'
+        return (f'the file has {found}: their weights were matched by name',)
+    if len(in_file) != len(in_model):
+        return ()
     old, new = next((a, b) for a, b in zip(in_file, in_model, strict=True) if a != b)
     return (
         f'the file has the same number of classes, but other names ({to_printable_ascii(old)!r} where the model has '
         f'{to_printable_ascii(new)!r}): their weights were loaded',
     )
+
+
+def _select_classes(arrays: dict[str, np.ndarray], labels: list[int], n_classes: int) -> None:
+    """Keep the rows of some classes in the output layers of ``n_classes``, in the order of ``labels``."""
+    with_background = [0, *(label + 1 for label in labels)]
+    for layer, rows, n_rows, n_per_class in (
+        ('box_head/score', with_background, n_classes + 1, 1),
+        ('box_head/delta', with_background, n_classes + 1, 4),
+        ('mask_head/score', labels, n_classes, 1),
+    ):
+        for name in (f'{layer}/W', f'{layer}/b'):
+            if name in arrays and len(arrays[name]) == n_per_class * n_rows:  # load_arrays reports other shapes
+                shape = arrays[name].shape[1:]
+                arrays[name] = arrays[name].reshape(n_rows, n_per_class, *shape)[rows].reshape(-1, *shape)

@@ -25,6 +25,7 @@ from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT
 from mask_rcnn.datasets.augmentation import Augmentation
+from mask_rcnn.datasets.coco_categories import COCO_CLASS_NAMES
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.evaluation import Metrics
 from mask_rcnn.evaluation.coco import ResultsFileError
@@ -39,6 +40,7 @@ from mask_rcnn.training.schedule import step_schedule
 from mask_rcnn.training.snapshot import write_snapshot
 from mask_rcnn.training.trainer import TrainingOptions
 from mask_rcnn.training.updater import NonFiniteLossError
+from mask_rcnn.weights import formats
 from tests.support.small_resnet import use_narrow_resnet
 from tests.support.small_train import NETWORK
 from tests.support.tiny_training import META, make_trainer
@@ -561,6 +563,18 @@ def test_fine_tuning_for_other_classes_initialises_the_heads(fake_runs, capsys):
     np.testing.assert_array_equal(tuned.rpn.conv.W.array, model.rpn.conv.W.array)
     assert tuned.box_head.score.W.shape == (4, 16)
     assert 'randomly initialised' in capsys.readouterr().out
+
+
+def test_fine_tuning_matches_the_classes_of_a_file_without_names(fake_runs, monkeypatch):
+    """Files of other programs have no names; those of 80 classes are COCO's."""
+    small_model('two.npz', ('a', 'b'))
+    file = formats.read('two.npz')
+    file = dataclasses.replace(file, config=file.config.replace(n_fg_class=80), class_names=(), category_ids=())
+    given = []
+    monkeypatch.setattr(formats, 'read', lambda path, **options: file)
+    monkeypatch.setattr(initial_model, 'load_pretrained', lambda model, path, file: given.append(file.class_names))
+    assert train.main(['--dataset', 'shapes', '--gpu', '-1', '--pretrained', 'two.npz']) == 0
+    assert given == [COCO_CLASS_NAMES]
 
 
 def test_fine_tuning_keeps_the_network_and_the_dialect_of_a_model(fake_runs, capsys):

@@ -415,6 +415,26 @@ def test_the_same_classes_in_another_order_are_matched_by_name(model_file):
     assert len(np.unique(arrays['box_head/score/W'])) > 3  # the classes differ
 
 
+def test_classes_among_others_are_matched_by_name(model_file):
+    path, arrays = model_file
+    model = constant_model(n_fg_class=2, class_names=('triangle', 'square'), norm='bn')
+    report = load_pretrained(model, path)
+    assert report.reinitialized == ()
+    assert report.notes == ('the file has all classes of the model: their weights were matched by name',)
+    loaded = collect_arrays(model)
+    for name in ('box_head/score/W', 'box_head/score/b', 'box_head/delta/W', 'box_head/delta/b'):
+        background, square, _, triangle = np.split(arrays[name], 4)
+        np.testing.assert_array_equal(loaded[name], np.concatenate([background, triangle, square]), err_msg=name)
+    for name in ('mask_head/score/W', 'mask_head/score/b'):
+        np.testing.assert_array_equal(loaded[name], arrays[name][[2, 0]], err_msg=name)
+
+
+def test_a_class_that_the_file_lacks_leaves_all_random(model_file):
+    model = constant_model(n_fg_class=2, class_names=('triangle', 'star'), norm='bn')
+    report = load_pretrained(model, model_file[0])
+    assert report.reinitialized == ('box_head/delta', 'box_head/score', 'mask_head/score') and report.notes == ()
+
+
 def test_other_classes_and_other_anchors_are_reported(model_file):
     classes = ('square', 'star', 'triangle')
     model = constant_model(n_fg_class=3, class_names=classes, anchor_sizes=(32, 64), norm='affine')
