@@ -38,8 +38,8 @@ _DESCRIPTION = """\
 Convert weights of other programs to this program's format (.npz), or weights of any program to the format of another
 one (--to). It reads Detectron's Faster, Mask and Keypoint R-CNN models and ImageNet files (.pkl), models of detectron2
 (.pkl, .pth) and torchvision (.pth), Matterport's models (.h5) and those of its PyTorch ports (.pth), MindSpore's
-checkpoints (.ckpt), models of Chainer_Mask_R-CNN (.npz), and state dicts as safetensors. Files are recognised by their contents,
-and nothing in them is executed."""
+checkpoints (.ckpt), models of Chainer_Mask_R-CNN (.npz), and state dicts as safetensors. Files are recognised by their
+contents, and nothing in them is executed."""
 
 #: Options for settings that weight files may not contain; all but the last are fields of ``Config``.
 _SETTINGS = ('min_size', 'max_size', 'anchor_sizes', 'score_threshold', 'bn_eps')
