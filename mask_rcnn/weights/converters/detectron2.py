@@ -252,7 +252,7 @@ class _Layers:
             settings: Settings by name, of which the number of anchors depends.
         """
         self._check_parts()
-        has_fpn = f'{self._body}.stem.conv1.weight' in self._arrays and self._body != 'backbone'
+        has_fpn = self._body != 'backbone'
         base = _BASE_FPN if has_fpn else _BASE_C4
         backbone = find_resnet(
             self._path,
@@ -265,16 +265,14 @@ class _Layers:
             'extractor': f'{backbone}_fpn' if has_fpn else backbone,
             'n_fg_class': n_classes - 1,
             'masks': self._has(r'roi_heads\.mask_head\.predictor\.'),
-            'norm': self._norm_of(f'{self._body}.stem.conv1.norm') or 'bn',
+            'norm': 'bn',
         }
         if changes['masks']:
             changes['mask_channels'] = self._size('roi_heads.mask_head.predictor.weight', 1)
         if has_fpn:
             changes |= self._fpn_fields()
-            if changes['head_norm'] != 'gn':  # without statistics, a FrozenBN looks like group normalisation
-                changes['norm'] = 'bn'
-        else:
-            changes['norm'] = 'bn'
+            if changes['head_norm'] == 'gn':  # otherwise, a norm without statistics is a FrozenBN, not GN
+                changes['norm'] = self._norm_of(f'{self._body}.stem.conv1.norm') or 'bn'
         self._check_class_specific(changes)
         config = base.replace(**changes)
         self._check_anchors(config, settings)
