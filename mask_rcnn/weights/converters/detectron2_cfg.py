@@ -19,14 +19,18 @@ from mask_rcnn.config import Config
 from mask_rcnn.weights.converters import detectron_cfg
 from mask_rcnn.weights.converters.settings import (
     FileSettings,
-    convert_setting,
+    Setting,
+    convert_settings,
     fraction,
     is_integer,
     is_number,
-    not_supported,
+    numbers_of_each_level,
+    numbers_of_levels,
     positive_integer,
     positive_numbers,
     replace_fields,
+    unsupported_values,
+    yxhw,
 )
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import read_text_file
@@ -120,12 +124,6 @@ def _three(value: Any) -> tuple[float, ...]:
     return positive_numbers(value, 3)
 
 
-def _yxhw(value: Any) -> tuple[float, ...]:
-    """Return the weights of ``(y, x, h, w)``, given those of ``(x, y, w, h)``."""
-    x, y, w, h = positive_numbers(value, 4)
-    return (y, x, h, w)
-
-
 def _beta(value: Any) -> float:
     if not is_number(value) or not 0 <= value <= 1e6:
         raise ValueError('a number of at least 0')
@@ -144,32 +142,15 @@ def _stride_in_3x3(value: Any) -> bool:
     return not value
 
 
-def _levels(value: Any) -> tuple[float, ...]:
-    """Return the numbers of all levels together; each level may have a list of its own."""
-    if isinstance(value, list) and value and all(isinstance(level, list) for level in value):
-        value = [number for level in value for number in level]
-    return positive_numbers(value)
-
-
-def _ratios(value: Any) -> tuple[float, ...]:
-    """Return the ratios, which are those of all levels."""
-    if isinstance(value, list) and value and all(level == value[0] for level in value):
-        value = value[0]
-    return positive_numbers(value)
-
-
-_Setting = tuple[str, str, Callable[[Any], Any]]
-
-#: Name, field of :class:`~mask_rcnn.config.Config` (or group and convention of its dialect), and a function that checks
-#: and converts the value.
-_MAPPED: tuple[_Setting, ...] = (
+#: The settings that a native network has.
+_MAPPED: tuple[Setting, ...] = (
     ('INPUT.MIN_SIZE_TEST', 'min_size', positive_integer),
     ('INPUT.MAX_SIZE_TEST', 'max_size', positive_integer),
     ('INPUT.FORMAT', 'input.channel_order', _channel_order),
     ('MODEL.PIXEL_MEAN', 'input.pixel_mean', _three),
     ('MODEL.PIXEL_STD', 'input.pixel_std', _three),
-    ('MODEL.ANCHOR_GENERATOR.SIZES', 'anchor_sizes', _levels),
-    ('MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS', 'anchor_ratios', _ratios),
+    ('MODEL.ANCHOR_GENERATOR.SIZES', 'anchor_sizes', numbers_of_levels),
+    ('MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS', 'anchor_ratios', numbers_of_each_level),
     ('MODEL.RPN.PRE_NMS_TOPK_TEST', 'rpn_pre_nms', positive_integer),
     ('MODEL.RPN.POST_NMS_TOPK_TEST', 'rpn_post_nms', positive_integer),
     ('MODEL.RPN.NMS_THRESH', 'rpn_nms_threshold', fraction),
@@ -178,12 +159,12 @@ _MAPPED: tuple[_Setting, ...] = (
     ('MODEL.ROI_HEADS.NMS_THRESH_TEST', 'nms_threshold', fraction),
     ('MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION', 'roi_size', _resolution),
     ('MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO', 'sampling_ratio', _integer),
-    ('MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS', 'boxes.box_delta_weights', _yxhw),
+    ('MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS', 'boxes.box_delta_weights', yxhw),
     ('MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA', 'losses.box_smooth_l1_beta', _beta),
     ('TEST.DETECTIONS_PER_IMAGE', 'max_detections', positive_integer),
 )
 
-_MAPPED_FPN: tuple[_Setting, ...] = (('MODEL.RESNETS.STRIDE_IN_1X1', 'backbone.stride_in_3x3', _stride_in_3x3),)
+_MAPPED_FPN: tuple[Setting, ...] = (('MODEL.RESNETS.STRIDE_IN_1X1', 'backbone.stride_in_3x3', _stride_in_3x3),)
 
 #: The only supported values of settings that the native network does not have.
 _SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (
@@ -243,16 +224,8 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     Raises:
         ValueError: A setting is not valid, or settings contradict each other.
     """
-    changes: dict[str, Any] = {}
-    for name, field, convert in _MAPPED + (_MAPPED_FPN if config.has_fpn else ()):
-        if settings.get(name) is None:
-            continue
-        changes[field] = convert_setting(name, settings[name], convert)
-    warnings = [
-        not_supported(name, settings[name], used)
-        for name, used in _supported_values(config)
-        if settings.get(name) is not None and settings[name] != used
-    ]
+    changes = convert_settings(settings, _MAPPED + (_MAPPED_FPN if config.has_fpn else ()))
+    warnings = unsupported_values(settings, _supported_values(config))
     if _MISSING_BASE in settings:
         base = to_printable_ascii(str(settings[_MISSING_BASE]), 200)
         warnings.append(f'_BASE_ {base} does not exist beside the configuration; the settings of the zoo are used')

@@ -16,12 +16,14 @@ from mask_rcnn.config import MATTERPORT, Config
 from mask_rcnn.weights.converters.mapping import scale_outputs
 from mask_rcnn.weights.converters.settings import (
     FileSettings,
+    Setting,
     convert_setting,
+    convert_settings,
     fraction,
-    not_supported,
     positive_integer,
     positive_numbers,
     read_json,
+    unsupported_values,
 )
 from mask_rcnn.weights.errors import WeightFileError, format_value
 
@@ -47,8 +49,8 @@ FILE_SETTINGS = FileSettings(
     },
 )
 
-#: Name, field of the native ``Config``, and a function that checks and converts the value.
-_MAPPED: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+#: The settings that a native network has.
+_MAPPED: tuple[Setting, ...] = (
     ('IMAGE_MIN_DIM', 'min_size', positive_integer),
     ('IMAGE_MAX_DIM', 'max_size', positive_integer),
     ('RPN_ANCHOR_SCALES', 'anchor_sizes', positive_numbers),
@@ -102,21 +104,13 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     Raises:
         ValueError: A setting is not valid, or settings contradict each other.
     """
-    changes = {}
-    for name, field, convert in _MAPPED:
-        if settings.get(name) is not None:
-            changes[field] = convert_setting(name, settings[name], convert)
+    changes = convert_settings(settings, _MAPPED)
     for name, _, _ in _DELTA_STD_DEVS:
         if settings.get(name) is not None and len(convert_setting(name, settings[name], positive_numbers)) != 4:
             raise ValueError(f'{name} must be four numbers, not {format_value(settings[name])}')
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
-    warnings = [
-        not_supported(name, settings[name], used)
-        for name, used in _SUPPORTED_VALUES
-        if settings.get(name) is not None and settings[name] != used
-    ]
-    return config.replace(**changes), warnings
+    return config.replace(**changes), unsupported_values(settings, _SUPPORTED_VALUES)
 
 
 def check(path: str | os.PathLike, settings: Mapping[str, Any], config: Config) -> None:

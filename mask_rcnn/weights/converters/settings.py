@@ -6,13 +6,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights.errors import WeightFileError, format_value
 from mask_rcnn.weights.files import read_text_file
+
+#: Name of a setting, field (:func:`get_field`), and a function that checks and converts the value.
+Setting = tuple[str, str, Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,26 @@ def positive_numbers(value: Any, count: int | None = None) -> tuple[float, ...]:
     return tuple(value)
 
 
+def yxhw(value: Any) -> tuple[float, ...]:
+    """Return the weights of ``(dy, dx, dh, dw)``, given those of ``(dx, dy, dw, dh)``; see :func:`positive_integer`."""
+    x, y, w, h = positive_numbers(value, 4)
+    return (y, x, h, w)
+
+
+def numbers_of_levels(value: Any) -> tuple[float, ...]:
+    """Return the numbers of all levels together; each level may have a list of its own."""
+    if isinstance(value, list) and value and all(isinstance(level, list) for level in value):
+        value = [number for level in value for number in level]
+    return positive_numbers(value)
+
+
+def numbers_of_each_level(value: Any) -> tuple[float, ...]:
+    """Return the numbers that every level has, such as aspect ratios; each level may have a list of its own."""
+    if isinstance(value, list) and value and all(level == value[0] for level in value):
+        value = value[0]
+    return positive_numbers(value)
+
+
 def _is_usable(value: Any) -> bool:
     return is_number(value) and math.isfinite(value) and _MIN_NUMBER < value < _MAX_NUMBER
 
@@ -107,6 +130,32 @@ def convert_setting(name: str, value: Any, convert: Callable[[Any], Any]) -> Any
         return convert(value)
     except ValueError as error:
         raise ValueError(f'{name} must be {error}, not {format_value(value)}') from None
+
+
+def convert_settings(settings: Mapping[str, Any], mapped: Iterable[Setting]) -> dict[str, Any]:
+    """Return the converted values by field; settings that are missing or null are left out.
+
+    Args:
+        settings: Values by name.
+        mapped: The known settings.
+
+    Raises:
+        ValueError: A setting is not valid; see :func:`convert_setting`.
+    """
+    return {
+        field: convert_setting(name, settings[name], convert)
+        for name, field, convert in mapped
+        if settings.get(name) is not None
+    }
+
+
+def unsupported_values(settings: Mapping[str, Any], supported: Iterable[tuple[str, Any]]) -> list[str]:
+    """Return a warning for each setting that is not the only supported value, given by name."""
+    return [
+        not_supported(name, settings[name], used)
+        for name, used in supported
+        if settings.get(name) is not None and settings[name] != used
+    ]
 
 
 def get_field(config: Config, field: str) -> Any:

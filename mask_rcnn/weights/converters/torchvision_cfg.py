@@ -7,20 +7,24 @@ the backbone's normalisations).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights.converters.settings import (
     FileSettings,
-    convert_setting,
+    Setting,
+    convert_settings,
     fraction,
     is_number,
-    not_supported,
+    numbers_of_each_level,
+    numbers_of_levels,
     positive_integer,
     positive_numbers,
     read_json,
     replace_fields,
+    unsupported_values,
+    yxhw,
 )
 from mask_rcnn.weights.errors import to_printable_ascii
 
@@ -48,39 +52,17 @@ def _epsilon(value: Any) -> float:
     return float(value)
 
 
-def _anchors(value: Any) -> tuple[float, ...]:
-    """Return one number for each level; ``AnchorGenerator`` takes a tuple of numbers for each."""
-    if isinstance(value, list) and all(isinstance(level, list) and len(level) == 1 for level in value):
-        value = [level[0] for level in value]
-    return positive_numbers(value)
-
-
-def _ratios(value: Any) -> tuple[float, ...]:
-    """Return the aspect ratios, which are those of all levels."""
-    if isinstance(value, list) and value and all(level == value[0] for level in value):
-        value = value[0]
-    return positive_numbers(value)
-
-
 def _pixels(value: Any) -> tuple[float, ...]:
     """Return the mean or standard deviation of pixels from 0 to 255, given those of pixels from 0 to 1."""
     return tuple(255 * x for x in positive_numbers(value, 3))
 
 
-def _yxhw(value: Any) -> tuple[float, ...]:
-    x, y, w, h = positive_numbers(value, 4)
-    return (y, x, h, w)
-
-
-_Setting = tuple[str, str, Callable[[Any], Any]]
-
-#: Name, field of :class:`~mask_rcnn.config.Config` (or group and convention of its dialect), and a function that checks
-#: and converts the value.
-_MAPPED: tuple[_Setting, ...] = (
+#: The settings that a native network has.
+_MAPPED: tuple[Setting, ...] = (
     ('min_size', 'min_size', _last_integer),
     ('max_size', 'max_size', positive_integer),
-    ('anchor_sizes', 'anchor_sizes', _anchors),
-    ('aspect_ratios', 'anchor_ratios', _ratios),
+    ('anchor_sizes', 'anchor_sizes', numbers_of_levels),
+    ('aspect_ratios', 'anchor_ratios', numbers_of_each_level),
     ('rpn_pre_nms_top_n_test', 'rpn_pre_nms', positive_integer),
     ('rpn_post_nms_top_n_test', 'rpn_post_nms', positive_integer),
     ('rpn_nms_thresh', 'rpn_nms_threshold', fraction),
@@ -89,7 +71,7 @@ _MAPPED: tuple[_Setting, ...] = (
     ('box_detections_per_img', 'max_detections', positive_integer),
     ('image_mean', 'input.pixel_mean', _pixels),
     ('image_std', 'input.pixel_std', _pixels),
-    ('bbox_reg_weights', 'boxes.box_delta_weights', _yxhw),
+    ('bbox_reg_weights', 'boxes.box_delta_weights', yxhw),
     ('bn_eps', 'backbone.bn_eps', _epsilon),
 )
 
@@ -125,20 +107,12 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     Raises:
         ValueError: A setting is not valid, or settings contradict each other.
     """
-    changes: dict[str, Any] = {}
-    for name, field, convert in _MAPPED:
-        if settings.get(name) is None:
-            continue
-        changes[field] = convert_setting(name, settings[name], convert)
+    changes = convert_settings(settings, _MAPPED)
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
     if 'max_size' not in changes and 'min_size' in changes:
         changes['max_size'] = max(config.max_size, changes['min_size'])
-    warnings = [
-        not_supported(name, settings[name], used)
-        for name, used in _SUPPORTED_VALUES
-        if settings.get(name) is not None and settings[name] != used
-    ]
+    warnings = unsupported_values(settings, _SUPPORTED_VALUES)
     known = {name for name, *_ in (*_MAPPED, *_SUPPORTED_VALUES)} | set(_TRAINING)
     warnings += [
         f'{to_printable_ascii(name)} is not a setting of detections and is not used'
