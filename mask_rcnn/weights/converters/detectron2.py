@@ -83,6 +83,9 @@ _KEYPOINT_BETA = 0.5
 #: ``POST_NMS_TOPK_TRAIN`` of the RPN in the zoo's keypoint models.
 _KEYPOINT_PROPOSALS = 1500
 
+#: Arrays that describe the input; files of the model zoo have them.
+_INPUT_ARRAYS = ('pixel_mean', 'pixel_std')
+
 #: Input of networks that began with torchvision's ImageNet weights; ``pixel_mean`` in a file determines it.
 _RGB_INPUT = {'channel_order': 'RGB'}
 
@@ -120,6 +123,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
     config, assumptions = _assume_conventions(layers.detect_network(settings), arrays, settings)
     config, warnings = detectron2_cfg.apply(settings, config)
     native, taken, broken = apply_mappings(path, arrays, layers.param_mappings(config))
+    taken += _INPUT_ARRAYS if _stored_input(arrays) else ()
     report = ConversionReport(
         taken, group_names(set(arrays) - set(taken), _group_of), notes, (*warnings, *broken), tuple(assumptions)
     )
@@ -185,7 +189,7 @@ def _assume_conventions(config: Config, arrays: Arrays, settings: Mapping[str, A
 
 def _stored_input(arrays: Arrays) -> dict[str, Any]:
     """Return the mean, the standard deviation and the order of the channels in a file of the zoo, if it has them."""
-    found = {name: arrays.get(name) for name in ('pixel_mean', 'pixel_std')}
+    found = {name: arrays.get(name) for name in _INPUT_ARRAYS}
     values = {
         name: tuple(float(f'{x:.6g}') for x in array.ravel())
         for name, array in found.items()
