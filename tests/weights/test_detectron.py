@@ -365,7 +365,7 @@ def test_report(read):
 @pytest.mark.parametrize(
     ('blobs', 'reason'),
     [
-        (model_blobs(kps_score_w=np.zeros(1)), 'with a keypoint head but no FPN, which is not supported yet'),
+        (model_blobs(kps_score_w=np.zeros(1)), 'with a keypoint head but no FPN, which is not supported'),
         (fpn_blobs(retnet_cls_pred_fpn3_w=np.zeros(1)), 'with a RetinaNet head'),
         (fpn_blobs(conv_rpn_fpn2_w=None), r'with no RPN \(Fast R-CNN, which needs a file of proposals\)'),
         (fpn_blobs(cls_score_w=None), 'with no box head'),

@@ -255,7 +255,7 @@ def test_unknown_objects_beside_the_blobs_of_detectron(tmp_path):
     path = tmp_path / 'model.pkl'
     blobs = {'conv1_w': np.ones((64, 3, 7, 7), 'f4'), 'res2_0_branch2a_w': ONES, 'cls_score_w': np.ones((3, 2), 'f4')}
     path.write_bytes(pickle.dumps({'blobs': blobs, 'counter': collections.Counter('ab')}, 2))
-    with pytest.raises(WeightFileError, match='a ResNet with 0 blocks in res4|which is not supported yet'):
+    with pytest.raises(WeightFileError, match='a ResNet with 0 blocks in res4|which is not supported'):
         detectron.read(path)
     path.write_bytes(pickle.dumps({'blobs': {}, 'counter': collections.Counter('ab')}, 2))
     with pytest.raises(WeightFileError, match='is refused: it refers to collections.Counter'):

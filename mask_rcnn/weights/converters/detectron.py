@@ -144,7 +144,7 @@ def _detect_kind(path: _Path, blobs: _Blobs) -> str:
     if parts:
         raise WeightFileError(
             path,
-            f'is a Detectron file with {" and ".join(parts)}, which is not supported yet (supported: {_SUPPORTED})',
+            f'is a Detectron file with {" and ".join(parts)}, which is not supported (supported: {_SUPPORTED})',
         )
     if 'conv1_w' not in blobs or 'res2_0_branch2a_w' not in blobs:
         raise WeightFileError(
