@@ -81,10 +81,10 @@ def test_an_exported_model_in_torchvision(golden, program_file, tmp_path):
     with torch.inference_mode():
         found = network.eval()([torch.from_numpy(image.astype(np.float32)) / 255])[0]
     boxes, labels, scores = (found[name].numpy() for name in ('boxes', 'labels', 'scores'))
-    theirs = mask_rcnn.Detections(boxes=boxes[:, XY], labels=labels - 1, scores=scores, size=image.shape[1:])
+    source = mask_rcnn.Detections(boxes=boxes[:, XY], labels=labels - 1, scores=scores, size=image.shape[1:])
     with chainer.using_config('train', False):
-        (ours,) = mask_rcnn.load(native).detect([case.photo])
+        (found_native,) = mask_rcnn.load(native).detect([case.photo])
     limits = {'min_iou': MIN_BOX_IOU, 'max_score_difference': MAX_SCORE_DIFFERENCE}
-    partners = [match(case, detections, **limits) for detections in (theirs, ours)]
-    difference = theirs.scores[partners[0]] - ours.scores[partners[1]]
+    partners = [match(case, detections, **limits) for detections in (source, found_native)]
+    difference = source.scores[partners[0]] - found_native.scores[partners[1]]
     assert np.abs(difference).max() < MAX_SCORE_DIFFERENCE
