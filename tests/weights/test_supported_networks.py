@@ -160,6 +160,19 @@ def test_every_column_has_a_writer():
     assert {cell for row in TABLE for cell in list(row.cells.values())[:-1]} <= {'', '✓', 'R-50', 'X-101'}
 
 
+@pytest.mark.parametrize('row', DETECTORS, ids=lambda row: row.title)
+def test_the_last_column_has_the_options_of_a_new_network(row):
+    networks, cell = list(networks_of(row).values()), row.cells['`--extractor`']
+    extractors = re.findall(r'`(\w+)`', cell)
+    assert extractors == [config.extractor for config in networks[: len(extractors)]] != []
+    (fields,) = re.findall(r'--set ([^`]+)', cell) or ['']
+    for field in fields.split():
+        name, value = field.split('=')
+        assert str(getattr(networks[0], name)).lower() == value
+    assert ('--norm gn' in cell) == (networks[0].norm == 'gn')
+    assert ('--keypoints' in cell) == (networks[0].n_keypoint > 0)
+
+
 # Files
 
 
