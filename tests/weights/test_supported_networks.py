@@ -28,6 +28,7 @@ from mask_rcnn.weights.exporters.compatibility import find_obstacles
 from mask_rcnn.weights.exporters.targets import TARGETS, export_weights
 from mask_rcnn.weights.readers import safe_pickle
 from tests.conftest import ROOT
+from tests.support.contracts import parser_of
 from tests.support.dena_files import file_arrays
 from tests.support.weight_arrays import used_fields, zeros
 from tests.weights import test_matterport_file, test_mindspore, test_pytorch
@@ -166,9 +167,8 @@ def test_the_last_column_has_the_options_of_a_new_network(row):
     extractors = re.findall(r'`(\w+)`', cell)
     assert extractors == [config.extractor for config in networks[: len(extractors)]] != []
     (fields,) = re.findall(r'--set ([^`]+)', cell) or ['']
-    for field in fields.split():
-        name, value = field.split('=')
-        assert str(getattr(networks[0], name)).lower() == value
+    arguments = parser_of('train').parse_args(['--set', *fields.split()] if fields else [])
+    assert all(getattr(networks[0], name) == value for name, value in arguments.fields)
     assert ('--norm gn' in cell) == (networks[0].norm == 'gn')
     assert ('--keypoints' in cell) == (networks[0].n_keypoint > 0)
 
