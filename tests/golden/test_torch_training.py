@@ -257,9 +257,9 @@ def backward(step, chain, example):
 def test_the_network_input(step, example):
     assert example.x.shape == tuple(step['input_shape'][1:])
     found = example.x.ravel()[step['blob/input/index']]
-    np.testing.assert_allclose(found, step['blob/input/value'], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found, step['blob/input/value'], rtol=0, atol=5e-7)
     boxes = example.image_transform.apply_boxes(step.annotations.boxes)
-    np.testing.assert_allclose(boxes, step.gt_boxes, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(boxes, step.gt_boxes, rtol=0, atol=6e-5)
 
 
 def test_the_sampling_is_that_of_the_program(chain, step):
@@ -290,11 +290,11 @@ def test_labels_of_all_anchors(step, chain, example, backward):
 
 
 def test_proposals(step, backward):
-    """Almost equal scores may change places, and NMS a box; measured: within 0.006 pixels, all found."""
+    """Almost equal scores may change places; measured: within 0.011 pixels, all found."""
     proposals, expected = backward[1], step['proposals_first500'][:, XY]
     assert len(proposals) == step['proposals_count']
     distances = np.abs(proposals[None, :600] - expected[:, None]).max(axis=2)
-    assert np.count_nonzero(distances.min(axis=1) > 0.02) <= 2
+    assert distances.min(axis=1).max() <= 0.02
     assert np.median(np.abs(distances.argmin(axis=1) - np.arange(500))) == 0
 
 
@@ -304,9 +304,9 @@ def test_matched_rois(step, example):
     found = match_proposals(rois.rois, step.annotations, example.image_transform, dialect=step.dialect)
     n_objects = len(step.annotations)
     np.testing.assert_array_equal(found.labels[n_objects:] * (found.iou[n_objects:] >= 0.5), rois.labels)
-    np.testing.assert_allclose(found.boxes[:n_objects], step.gt_boxes, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.boxes[:n_objects], step.gt_boxes, rtol=0, atol=6e-5)
     deltas = box_targets(rois.rois[: rois.n_foreground], step.gt_boxes, dialect=step.dialect)
-    np.testing.assert_allclose(deltas, rois.deltas, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(deltas, rois.deltas, rtol=0, atol=1e-6)
 
 
 def test_mask_targets(step, chain, example):
@@ -315,7 +315,7 @@ def test_mask_targets(step, chain, example):
     if step.program == 'detectron2':
         np.testing.assert_array_equal(found, step.masks)
     else:
-        np.testing.assert_allclose(found, step.masks, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found, step.masks, rtol=0, atol=3e-7)
         assert ((found > 0) & (found < 1)).any()
 
 
@@ -331,7 +331,7 @@ def test_bitmaps_in_the_network_input(golden):
 @pytest.mark.parametrize('name', LOSSES)
 def test_losses(step, backward, name):
     value = float(chainer.as_array(backward[0][name]))
-    np.testing.assert_allclose(value, step[step.losses[LOSSES.index(name)]], rtol=1e-4)
+    np.testing.assert_allclose(value, step[step.losses[LOSSES.index(name)]], rtol=4e-6)
 
 
 def test_the_programs_train_the_same_parameters(step, chain, backward):
@@ -341,18 +341,24 @@ def test_the_programs_train_the_same_parameters(step, chain, backward):
 
 
 def test_the_norm_of_every_gradient(step, chain, backward):
-    """Within 2e-3, as with the other convolutions of PyTorch; that of all together within 5e-4."""
+    """Measured: 9e-5 and 2.8e-3; with the other convolutions of PyTorch 5.3e-4 and 1.8e-3 of the same array.
+
+    L1 losses and ReLUs, whose derivatives jump, let single gradients of detectron2 differ more.
+    """
+    limit = {'torchvision': 1e-3, 'detectron2': 5e-3}[step.program]
     params = dict(chain.model.namedparams())
     squares = np.zeros(2)
     for name, expected in zip(step['grad_names'], step['grad_norms'], strict=True):
         norm = np.linalg.norm(to_host(params['/' + step.path_of(name)].grad).ravel().astype(np.float64))
-        np.testing.assert_allclose(norm, expected, rtol=2e-3, err_msg=name)
+        np.testing.assert_allclose(norm, expected, rtol=limit, err_msg=name)
         squares += norm**2, expected**2
     np.testing.assert_allclose(*np.sqrt(squares), rtol=5e-4)
     np.testing.assert_allclose(np.sqrt(squares[1]), step['grad_norm_all'], rtol=1e-6)
 
 
 def test_single_numbers_of_gradients(step, chain, backward):
+    """Relative to the largest one of an array; measured: 0.001 and 0.0072."""
+    limit = {'torchvision': 0.003, 'detectron2': 0.015}[step.program]
     params = dict(chain.model.namedparams())
     for name in step['grad_names']:
         path = step.path_of(name)
@@ -361,4 +367,4 @@ def test_single_numbers_of_gradients(step, chain, backward):
         grad = to_host(params['/' + path].grad)
         assert grad.shape == tuple(step[f'grad/{name}/shape'])
         found, expected = grad.ravel()[step[f'grad/{name}/index']], step[f'grad/{name}/value']
-        np.testing.assert_allclose(found, expected, rtol=0, atol=0.03 * np.abs(grad).max(), err_msg=name)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=limit * np.abs(grad).max(), err_msg=name)
