@@ -28,7 +28,7 @@ from mask_rcnn.config import DIALECTS
 from mask_rcnn.io.atomic_file import created_folders, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats
-from mask_rcnn.weights.converters.mapping import ConvertedWeights
+from mask_rcnn.weights.converters.mapping import ConvertedWeights, person_class
 from mask_rcnn.weights.exporters.targets import TARGETS, default_name, export_weights
 from mask_rcnn.weights.files import sha256
 
@@ -43,6 +43,9 @@ contents, and nothing in them is executed."""
 
 #: Options for settings that weight files may not contain; all but the last are fields of ``Config``.
 _SETTINGS = ('min_size', 'max_size', 'anchor_sizes', 'score_threshold', 'bn_eps')
+
+#: Maximum number of class names in a note.
+_MAX_NAMES = 10
 
 
 def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles'), default: str = DEFAULT_INPUT) -> None:
@@ -144,6 +147,8 @@ def _convert(path: Path, args: argparse.Namespace, inputs: Sequence[tuple[str, P
         refuse_inputs('--output', output, inputs)
     with formats.keep_source_file(output) as kept:  # the old Chainer port used the same names
         notes = export_weights(path, output, file, meta, TARGETS[args.to])
+    if TARGETS[args.to].program is not None:
+        notes += _class_note(file, meta)
     if kept is not None:
         print_line(f'{output} was not a model of this program and is kept as {kept}')
     stream = sys.stderr if is_standard_output(output) else sys.stdout
@@ -152,6 +157,16 @@ def _convert(path: Path, args: argparse.Namespace, inputs: Sequence[tuple[str, P
         print_line(f'  note     {note}', file=stream)
     print_line(f'wrote {output}', file=stream)
     return 0
+
+
+def _class_note(file: ConvertedWeights, meta: ModelMeta) -> tuple[str, ...]:
+    """Return the line about names of classes that the other program's file does not contain, if it lacks any."""
+    names, ids = person_class(file.config)
+    unnamed = dataclasses.replace(file, class_names=names, category_ids=ids)
+    if meta.class_names == classes_of(unnamed)[0]:
+        return ()
+    shown = ', '.join(meta.class_names[:_MAX_NAMES]) + ', ...' * (len(meta.class_names) > _MAX_NAMES)
+    return (f'the file does not contain the names of the classes (convert --class-names): {shown}',)
 
 
 def make_meta(

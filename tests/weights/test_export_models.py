@@ -537,7 +537,9 @@ def test_the_command_writes_the_format_of_another_program(model_file, tmp_path, 
     printed = capsys.readouterr().out
     assert printed.endswith(
         '  note     settings that the file does not contain, to make in torchvision: fpn_channels 8, rpn_channels 8, '
-        f'head_channels 12, mask_channels 8\nwrote {output}\n'
+        'head_channels 12, mask_channels 8\n'
+        '  note     the file does not contain the names of the classes (convert --class-names): name_0, name_1, name_2\n'
+        f'wrote {output}\n'
     )
     assert formats.read(output).format == 'torchvision'
     first = output.read_bytes()
@@ -546,6 +548,21 @@ def test_the_command_writes_the_format_of_another_program(model_file, tmp_path, 
     assert convert.main([str(model_file), '--to', 'torchvision'], folder) == 0
     kept = folder / 'mask_rcnn_R-50-FPN_torchvision.old.pth'
     assert kept.read_bytes() == first and f'is kept as {kept}' in capsys.readouterr().out
+
+
+def test_the_command_names_the_classes_that_a_file_does_not_contain(tmp_path, capsys):
+    file = make_file(FPN.replace(dialect=TORCHVISION, n_fg_class=12))
+    path, names, output = tmp_path / 'model.npz', tmp_path / 'names.txt', str(tmp_path / 'out')
+    names.write_text('\n'.join(f'animal{i}' for i in range(12)))
+    write_weights(path, file.arrays, make_meta(file))
+    named = ['--class-names', str(names), '-o', output]
+    assert convert.main([str(path), '--to', 'torchvision', *named]) == 0
+    shown = ', '.join(f'animal{i}' for i in range(10))
+    line = f'note     the file does not contain the names of the classes (convert --class-names): {shown}, ...\n'
+    assert line in capsys.readouterr().out
+    assert convert.main([output, '--to', 'torchvision', '-o', str(tmp_path / 'again')]) == 0  # class_1, ...
+    assert convert.main([str(path), '--to', 'safetensors', *named]) == 0  # which has them
+    assert 'names of the classes' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['safetensors', 'detectron2'])
