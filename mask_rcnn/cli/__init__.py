@@ -21,7 +21,7 @@ COMMANDS = {
     'train': 'train, fine-tune or resume training on COCO, your own data or generated shapes',
     'evaluate': "evaluate a model with COCO's metrics",
     'demo': 'detect objects in images; write pictures and COCO results',
-    'convert': 'convert weights of Detectron, Matterport, PyTorch, MindSpore or Chainer_Mask_R-CNN to .npz',
+    'convert': 'convert weights of Detectron, torchvision, detectron2, Matterport and others to .npz, and back',
     'info': 'describe a weight file',
     'data': 'import, check, describe, show and split your own data',
     'inspect': 'show every step of a detection, the training targets, or the weights of a file',

@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
     parser.description = _DESCRIPTION
     add_dataset_arguments(parser, folder, parts=('val',))
     add = parser.add_argument
-    add('--modelfile', type=Path, required=True, metavar='FILE', help='weights, usually .npz')
+    add('--modelfile', type=Path, required=True, metavar='FILE', help='weights of any format that convert reads')
     add('--out', type=Path, default=Path('result'), metavar='DIR', help='output folder (default: %(default)s)')
     add(
         '--report',

@@ -34,7 +34,7 @@ def add_modelfile(add: AddArgument, folder: Path = Path('modelfiles')) -> None:
         type=Path,
         default=folder / DEFAULT_MODEL,
         metavar='FILE',
-        help='weights, usually .npz (default: %(default)s)',
+        help='weights of any format that convert reads (default: %(default)s)',
     )
 
 

@@ -198,9 +198,9 @@ def _add_initial_weights(add: AddArgument) -> None:
         '-p',
         metavar='NAME',
         help="imagenet (a backbone) or coco (the whole network; finds the file in modelfiles/ or Chainer's folder, or "
-        "names the one to download), none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, or an .npz with an "
-        'ImageNet network or a model of this program; the heads of a model with other classes are newly initialised '
-        '(default: imagenet)',
+        "names the one to download), none, or a file: Caffe's .caffemodel, Detectron's R-50.pkl, an .npz with an "
+        'ImageNet network, or a model of any format that convert reads; the heads of a model with other classes are '
+        'newly initialised (default: imagenet)',
     )
     add(
         '--resume',

@@ -538,7 +538,8 @@ def test_the_command_writes_the_format_of_another_program(model_file, tmp_path, 
     assert printed.endswith(
         '  note     settings that the file does not contain, to make in torchvision: fpn_channels 8, rpn_channels 8, '
         'head_channels 12, mask_channels 8\n'
-        '  note     the file does not contain the names of the classes (convert --class-names): name_0, name_1, name_2\n'
+        '  note     the file does not contain the names of the classes (convert --class-names): '
+        'name_0, name_1, name_2\n'
         f'wrote {output}\n'
     )
     assert formats.read(output).format == 'torchvision'

@@ -72,7 +72,6 @@ _MULTIMODAL = {
 _OTHER_PROGRAMS = (
     ('backbone.body.stem.', 'maskrcnn-benchmark'),
     ('neck.lateral_convs.', 'MMDetection'),
-    ('layer4.', 'a ResNet classifier'),
     ('backbone.0.body.', 'DETR'),
     ('backbone.layer4.', 'MMDetection'),
     ('roi_head.', 'MMDetection'),
@@ -112,6 +111,12 @@ def _find_names(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> mat
             return name_of
     if set(state) <= _OPTIMIZER_NAMES:
         raise WeightFileError(path, 'contains the state of an optimizer, but no weights; give the file of the model')
+    if any(name.startswith('layer4.') for name in state):
+        raise WeightFileError(
+            path,
+            'is a state dict of a ResNet classifier, which is not supported; training starts from a detection model, '
+            "from Detectron's R-50.pkl, or from a ResNet of Caffe or Chainer",
+        )
     for prefix, program in _OTHER_PROGRAMS:
         if any(name.startswith(prefix) for name in state):
             raise WeightFileError(
