@@ -204,6 +204,13 @@ def test_the_stride_of_fpn_models(read, extractor, cfg, in_3x3):
     assert file.report.warnings == (() if cfg else ("the file has no 'cfg'; Detectron's defaults are used",))
 
 
+@pytest.mark.parametrize('in_3x3', [False, True])
+def test_the_stride_of_c4_models(in_3x3):
+    config, warnings = detectron_cfg.apply({'RESNETS': {'STRIDE_1X1': not in_3x3}}, PRESETS['resnet50'])
+    assert config == PRESETS['resnet50'].replace(dialect=DETECTRON.replace(backbone={'stride_in_3x3': in_3x3}))
+    assert warnings == []
+
+
 @pytest.mark.parametrize('fpn', [False, True])
 def test_faster_rcnn_has_no_masks(read, fpn):
     blobs = fpn_blobs(4, heads=()) if fpn else model_blobs(4, mask_fcn_logits_w=None, mask_fcn_logits_b=None)
@@ -515,7 +522,7 @@ def test_the_old_name_of_the_scale():
         ('TEST: {SCALE: 5000}', 'its sizes and thresholds contradict each other'),
         ('TEST: {SOFT_NMS: {ENABLED: true}}', 'TEST.SOFT_NMS.ENABLED is True, which is not supported; False is used'),
         ('RPN: {STRIDE: 8}', 'RPN.STRIDE is 8'),
-        ('RESNETS: {STRIDE_1X1: false}', 'RESNETS.STRIDE_1X1 is False'),
+        ('RESNETS: {STRIDE_1X1: no idea}', 'RESNETS.STRIDE_1X1 is no idea, which is not supported; False is used'),
         ('PIXEL_MEANS: [1.0, 2.0, 3.0]', 'PIXEL_MEANS'),
         ('BBOX_XFORM_CLIP: 5.0', 'BBOX_XFORM_CLIP'),
         ('FAST_RCNN: {ROI_XFORM_RESOLUTION: 9}', 'FAST_RCNN.ROI_XFORM_RESOLUTION is 9'),

@@ -396,10 +396,21 @@ def test_the_settings_of_the_zoo_replace_a_missing_base(read, tmp_path):
     assert any('_BASE_ ../Base-RCNN-FPN.yaml does not exist' in line for line in file.report.warnings)
 
 
-def test_the_stride_of_c4_networks_is_in_the_1x1_convolution(read):
-    file = read(zeros(c4()), {'MODEL.RESNETS.STRIDE_IN_1X1': False})
-    assert file.config == C4
-    assert file.report.warnings == ('MODEL.RESNETS.STRIDE_IN_1X1 is False, which is not supported; True is used',)
+@pytest.mark.parametrize(
+    ('changes', 'settings', 'in_3x3'),
+    [
+        ({}, {}, False),
+        ({}, {'MODEL.RESNETS.STRIDE_IN_1X1': False}, True),
+        ({'pixel_mean': (123.675, 116.28, 103.53), 'pixel_std': (58.395, 57.12, 57.375)}, {}, True),
+    ],
+)
+def test_the_stride_of_c4_networks(read, changes, settings, in_3x3):
+    """As of FPN networks: given, or that of the weights with which the training began."""
+    state = zeros(c4()) | {name: np.float32(values).reshape(3, 1, 1) for name, values in changes.items()}
+    file = read(state, settings)
+    assert file.config.dialect.backbone.stride_in_3x3 == in_3x3 and file.report.warnings == ()
+    lines = [line for line in file.report.assumptions if 'STRIDE_IN_1X1' in line]
+    assert len(lines) == (not settings) and all(f'{"3x3" if in_3x3 else "1x1"} convolution' in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ def _assume_conventions(config: Config, arrays: Arrays, settings: Mapping[str, A
         if settings.get('MODEL.PIXEL_STD') is None:
             std = input_changes.get('pixel_std', config.dialect.input.pixel_std)
             assumptions.append(f'the input is divided by {std}, PIXEL_STD of the zoo (convert --config)')
-    stride_in_3x3 = config.has_fpn and (is_resnext or config.norm == 'gn' or _is_rgb(input_changes))
-    if settings.get('MODEL.RESNETS.STRIDE_IN_1X1') is None and config.has_fpn:
+    stride_in_3x3 = is_resnext or config.norm == 'gn' or _is_rgb(input_changes)
+    if settings.get('MODEL.RESNETS.STRIDE_IN_1X1') is None:
         kernel = '3x3' if stride_in_3x3 else '1x1'
         assumptions.append(
             f'the stride is in the {kernel} convolution of a block, as in such models of the zoo (convert --config '

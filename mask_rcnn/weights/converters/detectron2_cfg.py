@@ -149,6 +149,7 @@ _MAPPED: tuple[Setting, ...] = (
     ('INPUT.FORMAT', 'input.channel_order', _channel_order),
     ('MODEL.PIXEL_MEAN', 'input.pixel_mean', _three),
     ('MODEL.PIXEL_STD', 'input.pixel_std', _three),
+    ('MODEL.RESNETS.STRIDE_IN_1X1', 'backbone.stride_in_3x3', _stride_in_3x3),
     ('MODEL.ANCHOR_GENERATOR.SIZES', 'anchor_sizes', numbers_of_levels),
     ('MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS', 'anchor_ratios', numbers_of_each_level),
     ('MODEL.RPN.PRE_NMS_TOPK_TEST', 'rpn_pre_nms', positive_integer),
@@ -163,8 +164,6 @@ _MAPPED: tuple[Setting, ...] = (
     ('MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA', 'losses.box_smooth_l1_beta', _beta),
     ('TEST.DETECTIONS_PER_IMAGE', 'max_detections', positive_integer),
 )
-
-_MAPPED_FPN: tuple[Setting, ...] = (('MODEL.RESNETS.STRIDE_IN_1X1', 'backbone.stride_in_3x3', _stride_in_3x3),)
 
 #: The only supported values of settings that the native network does not have.
 _SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (
@@ -187,7 +186,6 @@ _SUPPORTED_VALUES_FPN: tuple[tuple[str, Any], ...] = (
 )
 
 _SUPPORTED_VALUES_C4: tuple[tuple[str, Any], ...] = (
-    ('MODEL.RESNETS.STRIDE_IN_1X1', True),
     ('MODEL.RPN.IN_FEATURES', ['res4']),
     ('MODEL.ROI_HEADS.IN_FEATURES', ['res4']),
 )
@@ -224,7 +222,7 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     Raises:
         ValueError: A setting is not valid, or settings contradict each other.
     """
-    changes = convert_settings(settings, _MAPPED + (_MAPPED_FPN if config.has_fpn else ()))
+    changes = convert_settings(settings, _MAPPED)
     warnings = unsupported_values(settings, _supported_values(config))
     if _MISSING_BASE in settings:
         base = to_printable_ascii(str(settings[_MISSING_BASE]), 200)

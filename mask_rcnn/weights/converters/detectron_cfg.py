@@ -213,6 +213,7 @@ _MAPPED: tuple[_MappedSetting, ...] = (
     ('FAST_RCNN.ROI_XFORM_RESOLUTION', 'roi_size', _resolution),
     ('FAST_RCNN.ROI_XFORM_METHOD', 'roi_align', _is_roi_align),
     ('FAST_RCNN.ROI_XFORM_SAMPLING_RATIO', 'sampling_ratio', _integer),
+    ('RESNETS.STRIDE_1X1', 'backbone.stride_in_3x3', _is_false),
 )
 
 _MAPPED_C4: tuple[_MappedSetting, ...] = (
@@ -223,7 +224,6 @@ _MAPPED_C4: tuple[_MappedSetting, ...] = (
 _MAPPED_FPN: tuple[_MappedSetting, ...] = (
     ('FPN.RPN_ANCHOR_START_SIZE', 'anchor_sizes', _start_size),
     ('FPN.RPN_ASPECT_RATIOS', 'anchor_ratios', _numbers),
-    ('RESNETS.STRIDE_1X1', 'backbone.stride_in_3x3', _is_false),
 )
 
 _MAPPED_GN: tuple[_MappedSetting, ...] = (
@@ -244,7 +244,7 @@ _SUPPORTED_VALUES: tuple[_SupportedValue, ...] = (
     ('TEST.SOFT_NMS.ENABLED', False),
 )
 
-_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (('RPN.STRIDE', FPN_STRIDES[2]), ('RESNETS.STRIDE_1X1', True))
+_SUPPORTED_VALUES_C4: tuple[_SupportedValue, ...] = (('RPN.STRIDE', FPN_STRIDES[2]),)
 
 #: The functions of ``modeling/ResNet.py`` that build a backbone, by ``RESNETS.x``: without group normalisation, and
 #: with it.
