@@ -29,6 +29,7 @@ from mask_rcnn.io.atomic_file import created_folders, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, person_class
+from mask_rcnn.weights.converters.settings import OtherNetworkError
 from mask_rcnn.weights.exporters.targets import TARGETS, default_name, export_weights
 from mask_rcnn.weights.files import sha256
 
@@ -237,6 +238,8 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
         return _replace_settings(file, changes | _roi_changes(args, file))
     except WeightFileError:
         raise
+    except OtherNetworkError as error:  # no option has such a setting
+        raise WeightFileError(args.config, str(error)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
 

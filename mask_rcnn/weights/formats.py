@@ -177,7 +177,7 @@ def read(
     Raises:
         WeightFileError: The format is unknown, the file is damaged or not supported, the settings contradict it, or
             there are settings for a format that takes none.
-        ValueError: A setting is not valid, or the network cannot run in the dialect.
+        ValueError: A setting is not valid or is that of another network, or the network cannot run in the dialect.
     """
     format = detect_format(path)
     if settings and not format.takes_settings:

@@ -345,7 +345,7 @@ MODEL:
   PIXEL_STD: [1.0, 1.0, 1.0]
   ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]], ASPECT_RATIOS: [[0.5, 1.0, 2.0]], OFFSET: 0.5}
   RPN: {PRE_NMS_TOPK_TEST: 500, POST_NMS_TOPK_TEST: 400, NMS_THRESH: 0.6, SMOOTH_L1_BETA: 0.25}
-  ROI_HEADS: {SCORE_THRESH_TEST: 1e-1, NMS_THRESH_TEST: 0.4, NUM_CLASSES: 80}
+  ROI_HEADS: {SCORE_THRESH_TEST: 1e-1, NMS_THRESH_TEST: 0.4, NUM_CLASSES: 2}
   ROI_BOX_HEAD: {POOLER_TYPE: ROIAlign, POOLER_RESOLUTION: 7, POOLER_SAMPLING_RATIO: 2, SMOOTH_L1_BETA: 0.5,
     BBOX_REG_WEIGHTS: "(1.0, 2.0, 3.0, 4.0)"}
 INPUT: {MIN_SIZE_TEST: 800, MAX_SIZE_TEST: 1000, FORMAT: "RGB"}
@@ -380,9 +380,64 @@ def test_settings_of_a_file_and_of_its_base(read, tmp_path):
     assert sorted(file.report.warnings) == [
         'MODEL.ANCHOR_GENERATOR.OFFSET is 0.5, which is not supported; 0.0 is used',
         'MODEL.ROI_BOX_HEAD.POOLER_TYPE is ROIAlign, which is not supported; ROIAlignV2 is used',
-        'MODEL.ROI_HEADS.NUM_CLASSES is 80, which is not supported; 2 is used',
     ]
     assert file.report.assumptions == ()
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'text', 'differences'),
+    [
+        (
+            fpn(),
+            'MODEL: {RESNETS: {DEPTH: 101, NUM_GROUPS: 32, WIDTH_PER_GROUP: 8}, MASK_ON: true}',
+            'MODEL.RESNETS.DEPTH is 101 instead of 50, MODEL.RESNETS.NUM_GROUPS is 32 instead of 1, '
+            'MODEL.RESNETS.WIDTH_PER_GROUP is 8 instead of 64',
+        ),
+        (fpn(), 'MODEL: {MASK_ON: false}', 'MODEL.MASK_ON is False instead of True'),
+        (fpn(), 'MODEL: {KEYPOINT_ON: true}', 'MODEL.KEYPOINT_ON is True instead of False'),
+        (fpn(), 'MODEL: {ROI_HEADS: {NUM_CLASSES: 80}}', 'MODEL.ROI_HEADS.NUM_CLASSES is 80 instead of 2'),
+        (
+            fpn(1, masks=False, keypoints=True),
+            'MODEL: {ROI_KEYPOINT_HEAD: {NUM_KEYPOINTS: 5}}',
+            'MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is 5 instead of 17',
+        ),
+        (
+            fpn(),
+            'MODEL: {ROI_HEADS: {NAME: Res5ROIHeads}, BACKBONE: {NAME: build_resnet_backbone}}',
+            'MODEL.BACKBONE.NAME is build_resnet_backbone instead of build_resnet_fpn_backbone, '
+            'MODEL.ROI_HEADS.NAME is Res5ROIHeads instead of StandardROIHeads',
+        ),
+        (c4(), 'MODEL: {ROI_HEADS: {NAME: StandardROIHeads}}', 'MODEL.ROI_HEADS.NAME is StandardROIHeads instead of'),
+        (fpn(), '_BASE_: ../Base-RCNN-C4.yaml', '_BASE_ is ../Base-RCNN-C4.yaml'),
+        (c4(), '_BASE_: Base-RCNN-FPN.yaml', '_BASE_ is Base-RCNN-FPN.yaml'),
+        (fpn(), '_BASE_: Base-Keypoint-RCNN-FPN.yaml', '_BASE_ is Base-Keypoint-RCNN-FPN.yaml'),
+    ],
+)
+def test_the_configuration_of_another_network(read, tmp_path, shapes, text, differences):
+    path = tmp_path / 'c.yaml'
+    path.write_text(text)
+    with pytest.raises(ValueError, match='are for another network than the weights') as caught:
+        read(zeros(shapes), detectron2_cfg.read_settings(path))
+    assert f'R-CNN): {differences}' in str(caught.value)
+
+
+def test_names_of_other_parts_are_not_compared(read):
+    """A user's own backbone or heads may be of any kind; so may a file under ``_BASE_`` that does not exist."""
+    settings = {'MODEL.ROI_HEADS.NAME': 'MyHeads', 'MODEL.BACKBONE.NAME': 'my_backbone', '_MISSING_BASE_': 'my.yaml'}
+    assert read(zeros(fpn()), settings).config == FPN
+
+
+def test_the_command_names_the_configuration_of_another_network(tmp_path, capsys):
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in fpn().items()}
+    path, settings, output = tmp_path / 'model.pkl', tmp_path / 'c.yaml', tmp_path / 'out.npz'
+    path.write_bytes(pickle.dumps({'model': arrays, '__author__': 'x'}, 2))
+    settings.write_text('MODEL: {RESNETS: {DEPTH: 101}}\n')
+    assert convert.main([str(path), '--output', str(output), '--config', str(settings)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f'error: {settings}: the settings are for another network than the weights (R-50-FPN Mask R-CNN): '
+        'MODEL.RESNETS.DEPTH is 101 instead of 50'
+    ]
+    assert not output.exists()
 
 
 def test_the_settings_of_the_zoo_replace_a_missing_base(read, tmp_path):

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
-from mask_rcnn.config import Config
+from mask_rcnn.config import RESNET_GROUPS, Config
 from mask_rcnn.weights.converters import detectron_cfg
+from mask_rcnn.weights.converters.mapping import resnet_depth
 from mask_rcnn.weights.converters.settings import (
     FileSettings,
     Setting,
+    check_network,
     convert_settings,
     fraction,
     is_integer,
@@ -190,12 +192,18 @@ _SUPPORTED_VALUES_C4: tuple[tuple[str, Any], ...] = (
     ('MODEL.ROI_HEADS.IN_FEATURES', ['res4']),
 )
 
-#: Settings that the arrays determine: name, and a function that returns the value for a network.
-_DETERMINED_BY_ARRAYS: tuple[tuple[str, Callable[[Config], Any]], ...] = (
-    ('MODEL.MASK_ON', lambda config: config.masks),
-    ('MODEL.KEYPOINT_ON', lambda config: config.n_keypoint > 0),
-    ('MODEL.ROI_HEADS.NUM_CLASSES', lambda config: config.n_fg_class),
-)
+#: The zoo's files under ``_BASE_``, and whether they are for a network.
+_BASES: dict[str, Callable[[Config], bool]] = {
+    'Base-RCNN-C4.yaml': lambda config: not config.has_fpn,
+    'Base-RCNN-FPN.yaml': lambda config: config.has_fpn,
+    'Base-Keypoint-RCNN-FPN.yaml': lambda config: config.has_fpn and config.n_keypoint > 0,
+    'Base-RCNN-DilatedC5.yaml': lambda config: False,
+    'Base-RetinaNet.yaml': lambda config: False,
+}
+
+#: Names of detectron2's own backbones and heads; a user's may be of any kind.
+_BACKBONES = ('build_resnet_backbone', 'build_resnet_fpn_backbone')
+_ROI_HEADS = ('Res5ROIHeads', 'StandardROIHeads', 'CascadeROIHeads')
 
 #: The file and the options of the settings.
 FILE_SETTINGS = FileSettings(
@@ -217,11 +225,13 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         config: The network, with the values of the settings that are not given.
 
     Returns:
-        The configuration, and one warning for every setting that has an unsupported value or contradicts the arrays.
+        The configuration, and one warning for every setting that has an unsupported value.
 
     Raises:
+        OtherNetworkError: The settings are those of another network.
         ValueError: A setting is not valid, or settings contradict each other.
     """
+    check_network(settings, config, _determined_by_arrays(settings, config), _other_base(settings, config))
     changes = convert_settings(settings, _MAPPED)
     warnings = unsupported_values(settings, _supported_values(config))
     if _MISSING_BASE in settings:
@@ -230,12 +240,37 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     return replace_fields(config, changes), warnings
 
 
+def _determined_by_arrays(settings: Mapping[str, Any], config: Config) -> list[tuple[str, Any]]:
+    """Return the names of the settings that the arrays determine, and the values of a network."""
+    groups, group_width = RESNET_GROUPS[config.backbone]
+    determined: list[tuple[str, Any]] = [
+        ('MODEL.RESNETS.DEPTH', resnet_depth(config.backbone)),
+        ('MODEL.RESNETS.NUM_GROUPS', groups),
+        ('MODEL.RESNETS.WIDTH_PER_GROUP', group_width),
+        ('MODEL.MASK_ON', config.masks),
+        ('MODEL.KEYPOINT_ON', config.n_keypoint > 0),
+        ('MODEL.ROI_HEADS.NUM_CLASSES', config.n_fg_class),
+    ]
+    if config.n_keypoint:
+        determined.append(('MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS', config.n_keypoint))
+    for name, known in (('MODEL.BACKBONE.NAME', _BACKBONES), ('MODEL.ROI_HEADS.NAME', _ROI_HEADS)):
+        if settings.get(name) in known:
+            determined.append((name, known[config.has_fpn]))
+    return determined
+
+
+def _other_base(settings: Mapping[str, Any], config: Config) -> list[str]:
+    """Return a line if ``_BASE_`` does not exist and is, by its name, a file of the zoo for other networks."""
+    base = str(settings.get(_MISSING_BASE, ''))
+    fits = _BASES.get(base.rpartition('/')[2])
+    return [] if fits is None or fits(config) else [f'{_BASE} is {to_printable_ascii(base, 200)}']
+
+
 def _supported_values(config: Config) -> list[tuple[str, Any]]:
     """Return the names of the settings that are not free, and the values that are used."""
     poolers = ['ROI_BOX_HEAD', *['ROI_MASK_HEAD'] * config.masks, *['ROI_KEYPOINT_HEAD'] * bool(config.n_keypoint)]
     return [
         *_SUPPORTED_VALUES,
         *(_SUPPORTED_VALUES_FPN if config.has_fpn else _SUPPORTED_VALUES_C4),
-        *((name, value_of(config)) for name, value_of in _DETERMINED_BY_ARRAYS),
         *((f'MODEL.{head}.POOLER_TYPE', 'ROIAlignV2') for head in poolers),
     ]

@@ -246,6 +246,11 @@ def resnet_convolutions(backbone: str) -> Iterator[ResNetConv]:
             width_in = width_out
 
 
+def resnet_depth(backbone: str) -> int:
+    """Return the number of layers in the name of a ResNet or ResNeXt: 50, 101 or 152."""
+    return int(backbone.partition('_')[0].lstrip('resnxt'))
+
+
 def find_resnet(path: str | os.PathLike, n_blocks: int, width: int, group_width: int) -> str:
     """Return the ResNet or ResNeXt, a key of :data:`mask_rcnn.config.RESNET_BLOCKS`.
 

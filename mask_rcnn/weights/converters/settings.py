@@ -11,11 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from mask_rcnn.config import Config
+from mask_rcnn.weights.converters.mapping import network_name
 from mask_rcnn.weights.errors import WeightFileError, format_value
 from mask_rcnn.weights.files import read_text_file
 
 #: Name of a setting, field (:func:`get_field`), and a function that checks and converts the value.
 Setting = tuple[str, str, Callable[[Any], Any]]
+
+
+class OtherNetworkError(ValueError):
+    """Settings are those of another network than the weights.
+
+    Args:
+        config: The network of the weights.
+        differences: Lines such as ``'MODEL.RESNETS.DEPTH is 101 instead of 50'``.
+    """
+
+    def __init__(self, config: Config, differences: Iterable[str]) -> None:
+        super().__init__(
+            f'the settings are for another network than the weights ({network_name(config)}): {", ".join(differences)}'
+        )
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,29 @@ def unsupported_values(settings: Mapping[str, Any], supported: Iterable[tuple[st
         for name, used in supported
         if settings.get(name) is not None and settings[name] != used
     ]
+
+
+def check_network(
+    settings: Mapping[str, Any], config: Config, determined: Iterable[tuple[str, Any]], others: Iterable[str] = ()
+) -> None:
+    """Check settings that the arrays determine.
+
+    Args:
+        settings: Values by name; those that are missing or null are not checked.
+        config: The network of the weights.
+        determined: Names, and the values of the network.
+        others: Further differences, as lines.
+
+    Raises:
+        OtherNetworkError: Settings have other values.
+    """
+    differences = [
+        f'{name} is {format_value(settings[name])} instead of {format_value(value)}'
+        for name, value in determined
+        if settings.get(name) is not None and settings[name] != value
+    ]
+    if differences := [*others, *differences]:
+        raise OtherNetworkError(config, differences)
 
 
 def get_field(config: Config, field: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mask_rcnn.config import FPN_STRIDES, RESNET_GROUPS, Config
+from mask_rcnn.weights.converters.mapping import resnet_depth
 
 _TAG = 'tag:yaml.org,2002:python/object/new:detectron.utils.collections.AttrDict'
 
@@ -58,7 +59,7 @@ def dump(config: Config) -> str:
 
 def _model(config: Config) -> dict[str, Any]:
     y, x, h, w = config.dialect.boxes.box_delta_weights
-    depth = _depth(config)
+    depth = resnet_depth(config.backbone)
     body = f'FPN.add_fpn_ResNet{depth}_conv5_body' if config.has_fpn else f'ResNet.add_ResNet{depth}_conv4_body'
     return {
         'TYPE': 'generalized_rcnn',
@@ -70,11 +71,6 @@ def _model(config: Config) -> dict[str, Any]:
         'BBOX_REG_WEIGHTS': [x, y, w, h],
         'CLS_AGNOSTIC_BBOX_REG': False,
     }
-
-
-def _depth(config: Config) -> int:
-    """Return the number of layers in the name of a ResNet or ResNeXt: 50, 101 or 152."""
-    return int(config.backbone.partition('_')[0].lstrip('resnxt'))
 
 
 def _backbone(config: Config) -> dict[str, Any]:
