@@ -476,6 +476,12 @@ def test_the_stride_of_c4_networks(read, changes, settings, in_3x3):
         ('_BASE_: c.yaml', 'is based on more than 8 files'),
         ('a: &a {b: *a}', 'nested too deeply'),
         (f'? 0x{"f" * 6000}\n: {{a: 1}}', 'c.yaml: is not a configuration of detectron2: .* is not a valid int'),
+        ('', 'not a mapping'),
+        ('{"min_size": 800, "MODEL": {"depth": 50}, "TEST": 1}', 'it has no MODEL, INPUT or TEST with settings of det'),
+        (
+            'MODEL: R-50\nNUM_GPUS: 8\nTEST: {SCALE: 800}',
+            'c.yaml: is not a configuration of detectron2: it has no MODEL',
+        ),
         ('a: \xe9', r'^[^:]*c\.yaml: is not UTF-8 text$'),
     ],
 )
@@ -500,17 +506,20 @@ def test_bases_that_are_not_read(tmp_path, base):
 
 def test_text_that_begins_like_a_number_is_read_quietly(tmp_path):
     path = tmp_path / 'c.yaml'
-    path.write_text('A: "1or 2"\nB: "0x1for"\nC: "(1, 2)"\n')
+    path.write_text('INPUT: {FORMAT: "1or 2", MIN_SIZE_TEST: "0x1for", MAX_SIZE_TEST: "(1, 2)"}\n')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        assert detectron2_cfg.read_settings(path) == {'A': '1or 2', 'B': '0x1for', 'C': [1, 2]}
+        settings = detectron2_cfg.read_settings(path)
+    assert settings == {'INPUT.FORMAT': '1or 2', 'INPUT.MIN_SIZE_TEST': '0x1for', 'INPUT.MAX_SIZE_TEST': [1, 2]}
     assert caught == []
 
 
 def test_a_python_tag_in_a_configuration_is_never_executed(tmp_path):
     path = tmp_path / 'c.yaml'
-    path.write_text(f'A: !!python/object/apply:os.system ["touch {tmp_path}/executed"]\nB: !!python/tuple [1, 2]\n')
-    assert detectron2_cfg.read_settings(path) == {'A': None, 'B': [1, 2]}
+    path.write_text(
+        f'A: !!python/object/apply:os.system ["touch {tmp_path}/executed"]\nMODEL:\n PIXEL_STD: !!python/tuple [1]\n'
+    )
+    assert detectron2_cfg.read_settings(path) == {'A': None, 'MODEL.PIXEL_STD': [1]}
     assert not (tmp_path / 'executed').exists()
 
 

@@ -71,13 +71,21 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
             raise WeightFileError(current, f'is not a configuration of detectron2: {error}') from None
         base = values.pop(_BASE, None)
         merged = _flatten(values) | merged
-        if base is None:
-            return merged
-        found = _find_base(current, base)
+        found = None if base is None else _find_base(current, base)
         if found is None:
-            return merged | {_MISSING_BASE: base}
+            merged |= {} if base is None else {_MISSING_BASE: base}
+            _check_names(path, merged)
+            return merged
         current = found
     raise WeightFileError(path, f'is based on more than {_MAX_BASES} files ({_BASE})')
+
+
+def _check_names(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+    """Raise an error if no setting is detectron2's, nor the name of a file that has some."""
+    if _MISSING_BASE not in settings and not any(name.startswith(_KNOWN_GROUPS) for name in settings):
+        raise WeightFileError(
+            path, 'is not a configuration of detectron2: it has no MODEL, INPUT or TEST with settings of detectron2'
+        )
 
 
 def _find_base(path: pathlib.Path, name: Any) -> pathlib.Path | None:
@@ -204,6 +212,18 @@ _BASES: dict[str, Callable[[Config], bool]] = {
 #: Names of detectron2's own backbones and heads; a user's may be of any kind.
 _BACKBONES = ('build_resnet_backbone', 'build_resnet_fpn_backbone')
 _ROI_HEADS = ('Res5ROIHeads', 'StandardROIHeads', 'CascadeROIHeads')
+
+#: Beginnings of names, one of which every configuration of detectron2 has that says something about a network.
+_KNOWN_GROUPS = (
+    *(
+        f'MODEL.{name}'
+        for name in ('META_ARCHITECTURE', 'MASK_ON', 'KEYPOINT_ON', 'WEIGHTS', 'PIXEL_MEAN', 'PIXEL_STD')
+    ),
+    *(f'MODEL.{name}.' for name in ('BACKBONE', 'FPN', 'RESNETS', 'ANCHOR_GENERATOR', 'PROPOSAL_GENERATOR', 'RPN')),
+    *(f'MODEL.ROI_{name}.' for name in ('HEADS', 'BOX_HEAD', 'MASK_HEAD', 'KEYPOINT_HEAD')),
+    *(f'INPUT.{name}' for name in ('MIN_SIZE_T', 'MAX_SIZE_T', 'FORMAT', 'MASK_FORMAT')),
+    *(f'TEST.{name}' for name in ('DETECTIONS_PER_IMAGE', 'AUG.', 'EVAL_PERIOD', 'EXPECTED_RESULTS')),
+)
 
 #: The file and the options of the settings.
 FILE_SETTINGS = FileSettings(
