@@ -356,6 +356,20 @@ def test_settings(read):
     )
 
 
+def test_unknown_settings_are_named_in_one_line(read):
+    settings = {'b\n': 1, 'progress': True, 'trainable_backbone_layers': 3}
+    (line,) = read(zeros(first_version()), settings).report.warnings
+    assert line == 'b\\n, progress are not settings of detections and are not used'
+
+
+@pytest.mark.parametrize(('name', 'right', 'wrong'), [('num_classes', 3, 91), ('num_keypoints', None, 17)])
+def test_settings_that_the_arrays_determine(read, name, right, wrong):
+    """The number of classes includes the background."""
+    assert read(zeros(first_version()), {name: right}).report.warnings == ()
+    with pytest.raises(ValueError, match=rf'are for another network than .*: {name} is {wrong} instead of {right}$'):
+        read(zeros(first_version()), {name: wrong})
+
+
 @pytest.mark.parametrize(
     ('settings', 'reason'),
     [

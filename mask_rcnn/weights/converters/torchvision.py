@@ -115,6 +115,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
     # Frozen normalisations do not count batches.
     base = base.replace(dialect=base.dialect.replace(training={'freeze_norms': not layers.counts_batches}))
     config = layers.detect_network(base)
+    torchvision_cfg.check(settings, config)
     native, taken, broken = apply_mappings(path, state, layers.param_mappings(config))
     report = ConversionReport(
         taken,

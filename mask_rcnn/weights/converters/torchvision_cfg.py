@@ -7,13 +7,14 @@ the backbone's normalisations).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights.converters.settings import (
     FileSettings,
     Setting,
+    check_network,
     convert_settings,
     fraction,
     is_number,
@@ -26,7 +27,7 @@ from mask_rcnn.weights.converters.settings import (
     unsupported_values,
     yxhw,
 )
-from mask_rcnn.weights.errors import to_printable_ascii
+from mask_rcnn.weights.errors import summarize_names
 
 #: The file and the options of the settings.
 FILE_SETTINGS = FileSettings(
@@ -78,6 +79,13 @@ _MAPPED: tuple[Setting, ...] = (
 #: The only supported values of settings that the native network does not have.
 _SUPPORTED_VALUES: tuple[tuple[str, Any], ...] = (('rpn_score_thresh', 0.0), ('fixed_size', None))
 
+#: Settings that the arrays determine, and the function that returns the value of a network; torchvision counts the
+#: background as a class.
+_OF_NETWORK: dict[str, Callable[[Config], int | None]] = {
+    'num_classes': lambda config: config.n_fg_class + 1,
+    'num_keypoints': lambda config: config.n_keypoint or None,
+}
+
 #: Settings of training, which are not used.
 _TRAINING = (
     'rpn_pre_nms_top_n_train',
@@ -102,7 +110,7 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         config: The network, with the values of the settings that are not given.
 
     Returns:
-        The configuration, and one warning for every setting that is not supported.
+        The configuration, one warning for every setting that is not supported, and one for all that are unknown.
 
     Raises:
         ValueError: A setting is not valid, or settings contradict each other.
@@ -113,10 +121,19 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     if 'max_size' not in changes and 'min_size' in changes:
         changes['max_size'] = max(config.max_size, changes['min_size'])
     warnings = unsupported_values(settings, _SUPPORTED_VALUES)
-    known = {name for name, *_ in (*_MAPPED, *_SUPPORTED_VALUES)} | set(_TRAINING)
-    warnings += [
-        f'{to_printable_ascii(name)} is not a setting of detections and is not used'
-        for name in settings
-        if name not in known
-    ]
+    known = {name for name, *_ in (*_MAPPED, *_SUPPORTED_VALUES)} | {*_TRAINING, *_OF_NETWORK}
+    if unknown := [name for name in settings if name not in known]:
+        verb = (
+            'is not a setting of detections and is' if len(unknown) == 1 else 'are not settings of detections and are'
+        )
+        warnings.append(f'{summarize_names(unknown)} {verb} not used')
     return replace_fields(config, changes), warnings
+
+
+def check(settings: Mapping[str, Any], config: Config) -> None:
+    """Check the settings that the arrays determine.
+
+    Raises:
+        OtherNetworkError: They are those of another network.
+    """
+    check_network(settings, config, ((name, value_of(config)) for name, value_of in _OF_NETWORK.items()))
