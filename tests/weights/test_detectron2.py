@@ -493,6 +493,12 @@ def test_files_that_are_no_configuration(tmp_path, text, reason):
     assert str(caught.value).isprintable()
 
 
+def test_a_configuration_that_does_not_exist(tmp_path):
+    with pytest.raises(WeightFileError) as caught:
+        detectron2_cfg.read_settings(tmp_path / 'c.yaml')
+    assert str(caught.value) == f'{tmp_path / "c.yaml"}: No such file or directory'
+
+
 @pytest.mark.parametrize(
     'base',
     ['/etc/x.yaml', 'https://x/c.yaml', '"a\\0.yaml"', '[1]', 'passwd', f'{"a" * 5000}.yaml', '../../nothing.yml'],

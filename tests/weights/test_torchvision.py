@@ -10,7 +10,7 @@ from mask_rcnn.cli import convert
 from mask_rcnn.config import PRESETS, TORCHVISION
 from mask_rcnn.models.builder import default_classes
 from mask_rcnn.weights import WeightFileError, formats, load_arrays, read_weights
-from mask_rcnn.weights.converters import torchvision
+from mask_rcnn.weights.converters import torchvision, torchvision_cfg
 from mask_rcnn.weights.readers import state_dict_file, torch_file
 from tests.support import torch_bytes
 from tests.support.models import constant_model
@@ -360,6 +360,18 @@ def test_unknown_settings_are_named_in_one_line(read):
     settings = {'b\n': 1, 'progress': True, 'trainable_backbone_layers': 3}
     (line,) = read(zeros(first_version()), settings).report.warnings
     assert line == 'b\\n, progress are not settings of detections and are not used'
+
+
+def test_files_of_settings_that_cannot_be_read(tmp_path):
+    path = tmp_path / 'c.yaml'
+    with pytest.raises(WeightFileError) as caught:
+        torchvision_cfg.read_settings(path)
+    assert str(caught.value) == f'{path}: No such file or directory'
+    path.write_text('MODEL: {MASK_ON: true}\n')
+    with pytest.raises(
+        WeightFileError, match=r"is not JSON text: the arguments of torchvision's models are a JSON file"
+    ):
+        torchvision_cfg.read_settings(path)
 
 
 @pytest.mark.parametrize(('name', 'right', 'wrong'), [('num_classes', 3, 91), ('num_keypoints', None, 17)])

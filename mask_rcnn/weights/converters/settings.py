@@ -47,8 +47,12 @@ class FileSettings:
     options: Mapping[str, str]
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, expected: str = '') -> dict[str, Any]:
     """Read a JSON file of settings by name, such as ``{"IMAGE_MAX_DIM": 512}``.
+
+    Args:
+        path: The file.
+        expected: What is right, for the error of other text.
 
     Raises:
         WeightFileError: The file cannot be read or does not contain a JSON object.
@@ -57,7 +61,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):
-        raise WeightFileError(path, 'is not JSON text') from None
+        raise WeightFileError(path, f'is not JSON text{expected and ": "}{expected}') from None
     if not isinstance(settings, dict):
         raise WeightFileError(path, 'is not a JSON object of names and values')
     return settings

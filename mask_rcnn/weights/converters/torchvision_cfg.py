@@ -7,6 +7,7 @@ the backbone's normalisations).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,9 +30,19 @@ from mask_rcnn.weights.converters.settings import (
 )
 from mask_rcnn.weights.errors import summarize_names
 
+
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON file of arguments, such as ``{"box_nms_thresh": 0.3}``.
+
+    Raises:
+        WeightFileError: The file cannot be read or does not contain a JSON object.
+    """
+    return read_json(path, 'the arguments of torchvision\'s models are a JSON file such as {"box_nms_thresh": 0.3}')
+
+
 #: The file and the options of the settings.
 FILE_SETTINGS = FileSettings(
-    read_json,
+    read_settings,
     {
         'min_size': 'min_size',
         'max_size': 'max_size',
