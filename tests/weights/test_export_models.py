@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import sys
 import types
 
@@ -102,8 +103,9 @@ def test_torchvision_names_and_layouts(tmp_path):
     counters = [name for name in state if name.endswith('num_batches_tracked')]
     assert len(counters) == sum(name.endswith('/N') for name in native) and state[counters[0]].dtype == np.int64
     assert notes == (
-        'settings that the file does not contain, to make in torchvision: fpn_channels 8, rpn_channels 8, '
-        'head_channels 12, mask_channels 8',
+        'settings of torchvision that the file does not contain, to add to the defaults of the model: num_classes=4, '
+        'BackboneWithFPN.out_channels=8, representation_size=12, MaskRCNNHeads.layers=[8, 8, 8, 8], '
+        'MaskRCNNPredictor.dim_reduced=8',
     )
 
 
@@ -430,18 +432,105 @@ def test_the_differences_of_a_network_in_another_program():
     assert 'masks.squeeze_at_border False instead of True' in line
     assert 'bn_eps' not in line and 'keypoints' not in line
     settings, means, differences = find_notes(PRESETS['resnet50_fpn'], programs.DETECTRON2_PROGRAM)
-    assert settings.endswith('to make in detectron2: sampling_ratio 2')
+    assert settings == (
+        'settings of detectron2 that the file does not contain, to add to Base-RCNN-FPN.yaml: '
+        'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 2, MODEL.MASK_ON True, MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 2'
+    )
     assert means == (
         'pixel means that differ from those of detectron2 by 0.90 of 255 are converted, except at the zero padding '
         'around the image'
     )
     assert 'rois.aligned True instead of False' in differences and 'pixel_mean' not in differences
     stride, *_ = find_notes(FPN.replace(dialect=TORCHVISION, **no_widths()), programs.DETECTRON2_PROGRAM)
-    assert stride.endswith('detectron2: sampling_ratio 2, backbone.stride_in_3x3 True')
+    assert 'MODEL.RESNETS.STRIDE_IN_1X1 False' in stride and 'MODEL.ROI_HEADS.NUM_CLASSES 3' in stride
     gn, differences = find_notes(GN, programs.DETECTRON2_PROGRAM)
-    assert gn.endswith(
-        'detectron2: sampling_ratio 2, backbone.stride_in_3x3 True, input.pixel_mean 102.98 115.947 122.772'
-    )
+    assert setting_texts(gn) == {
+        'MODEL.PIXEL_MEAN [102.98, 115.947, 122.772]',
+        'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 2',
+        'MODEL.MASK_ON True',
+        'MODEL.RESNETS.STRIDE_IN_1X1 False',
+        'MODEL.RESNETS.NORM GN',
+        'MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 2',
+        'MODEL.FPN.NORM GN',
+        'MODEL.ROI_BOX_HEAD.NUM_CONV 4',
+        'MODEL.ROI_BOX_HEAD.NUM_FC 1',
+        'MODEL.ROI_BOX_HEAD.NORM GN',
+        'MODEL.ROI_MASK_HEAD.NORM GN',
+    }
+
+
+def setting_texts(note):
+    """Return the settings in a note; commas in lists do not separate them."""
+    return set(re.split(r', (?=[A-Za-z])', note.partition(': ')[2]))
+
+
+@pytest.mark.parametrize(
+    ('config', 'program', 'settings'),
+    [
+        (
+            PRESETS['keypoint_resnet50_fpn'].replace(
+                dialect=DETECTRON2, sampling_ratio=0, n_keypoint=5, extractor='resnext101_64x4d_fpn', min_size=512
+            ),
+            programs.DETECTRON2_PROGRAM,
+            {
+                'INPUT.MIN_SIZE_TEST 512',
+                'MODEL.KEYPOINT_ON True',
+                'MODEL.ROI_HEADS.NUM_CLASSES 1',
+                'MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 5',
+                'MODEL.RESNETS.DEPTH 101',
+                'MODEL.RESNETS.NUM_GROUPS 64',
+                'MODEL.RESNETS.WIDTH_PER_GROUP 4',
+            },
+        ),
+        (
+            PRESETS['resnet50'].replace(dialect=DETECTRON2, masks=False, roi_size=7, rpn_min_size=1e-3),
+            programs.DETECTRON2_PROGRAM,
+            {'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 7', 'MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0.001'},
+        ),
+        (
+            PRESETS['resnet50_fpn'].replace(
+                dialect=DETECTRON2.replace(input={'channel_order': 'RGB', 'pixel_std': (57.375, 57.12, 58.395)}),
+                masks=False,
+                sampling_ratio=0,
+                roi_canonical_size=112.0,
+                anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0),
+            ),
+            programs.DETECTRON2_PROGRAM,
+            {
+                'INPUT.FORMAT RGB',
+                'MODEL.PIXEL_STD [57.375, 57.12, 58.395]',
+                'MODEL.ANCHOR_GENERATOR.SIZES [16, 32, 64, 128, 256]',
+                'roi_canonical_size 112 (no setting there)',
+            },
+        ),
+        (
+            PRESETS['resnet50_fpn'].replace(
+                dialect=TORCHVISION.replace(backbone={'bn_eps': 0.0}),
+                norm='bn',
+                rpn_post_nms=500,
+                score_threshold=0.1,
+                min_size=512,
+            ),
+            programs.TORCHVISION_PROGRAM,
+            {
+                'num_classes=81',
+                'min_size=512',
+                'rpn_post_nms_top_n_test=500',
+                'box_score_thresh=0.1',
+                'model.rpn.min_size=0',
+                'overwrite_eps(model, 0.0)',
+            },
+        ),
+        (
+            PRESETS['keypoint_resnet50_fpn'].replace(dialect=TORCHVISION, norm='bn', rpn_min_size=1e-3, n_keypoint=5),
+            programs.TORCHVISION_PROGRAM,
+            {'num_keypoints=5'},
+        ),
+    ],
+)
+def test_settings_have_the_names_of_the_other_program(config, program, settings):
+    (note,) = find_notes(config, program)
+    assert setting_texts(note) == settings
 
 
 def no_widths():
@@ -449,7 +538,7 @@ def no_widths():
 
 
 def test_a_network_without_a_group_of_layers_has_no_notes_about_it():
-    boxes = FPN.replace(dialect=TORCHVISION, masks=False, rpn_min_size=1e-3, **no_widths())
+    boxes = FPN.replace(dialect=TORCHVISION, masks=False, rpn_min_size=1e-3, n_fg_class=90, **no_widths())
     assert find_notes(boxes, programs.TORCHVISION_PROGRAM) == []
     (line,) = find_notes(boxes.replace(rpn_min_size=0.0), programs.DETECTRON_PROGRAM)[1:]
     assert 'masks.' not in line and 'keypoints.' not in line
@@ -536,8 +625,8 @@ def test_the_command_writes_the_format_of_another_program(model_file, tmp_path, 
     output = folder / 'mask_rcnn_R-50-FPN_torchvision.pth'
     printed = capsys.readouterr().out
     assert printed.endswith(
-        '  note     settings that the file does not contain, to make in torchvision: fpn_channels 8, rpn_channels 8, '
-        'head_channels 12, mask_channels 8\n'
+        'num_classes=4, BackboneWithFPN.out_channels=8, representation_size=12, MaskRCNNHeads.layers=[8, 8, 8, 8], '
+        'MaskRCNNPredictor.dim_reduced=8\n'
         '  note     the file does not contain the names of the classes (convert --class-names): '
         'name_0, name_1, name_2\n'
         f'wrote {output}\n'

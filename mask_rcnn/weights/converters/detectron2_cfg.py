@@ -153,7 +153,7 @@ def _stride_in_3x3(value: Any) -> bool:
 
 
 #: The settings that a native network has.
-_MAPPED: tuple[Setting, ...] = (
+SETTINGS: tuple[Setting, ...] = (
     ('INPUT.MIN_SIZE_TEST', 'min_size', positive_integer),
     ('INPUT.MAX_SIZE_TEST', 'max_size', positive_integer),
     ('INPUT.FORMAT', 'input.channel_order', _channel_order),
@@ -252,7 +252,7 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
         ValueError: A setting is not valid, or settings contradict each other.
     """
     check_network(settings, config, _determined_by_arrays(settings, config), _other_base(settings, config))
-    changes = convert_settings(settings, _MAPPED)
+    changes = convert_settings(settings, SETTINGS)
     warnings = unsupported_values(settings, _supported_values(config))
     if _MISSING_BASE in settings:
         base = to_printable_ascii(str(settings[_MISSING_BASE]), 200)

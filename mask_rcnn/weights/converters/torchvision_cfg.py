@@ -70,7 +70,7 @@ def _pixels(value: Any) -> tuple[float, ...]:
 
 
 #: The settings that a native network has.
-_MAPPED: tuple[Setting, ...] = (
+SETTINGS: tuple[Setting, ...] = (
     ('min_size', 'min_size', _last_integer),
     ('max_size', 'max_size', positive_integer),
     ('anchor_sizes', 'anchor_sizes', numbers_of_levels),
@@ -126,13 +126,13 @@ def apply(settings: Mapping[str, Any], config: Config) -> tuple[Config, list[str
     Raises:
         ValueError: A setting is not valid, or settings contradict each other.
     """
-    changes = convert_settings(settings, _MAPPED)
+    changes = convert_settings(settings, SETTINGS)
     if 'min_size' not in changes and 'max_size' in changes:
         changes['min_size'] = min(config.min_size, changes['max_size'])
     if 'max_size' not in changes and 'min_size' in changes:
         changes['max_size'] = max(config.max_size, changes['min_size'])
     warnings = unsupported_values(settings, _SUPPORTED_VALUES)
-    known = {name for name, *_ in (*_MAPPED, *_SUPPORTED_VALUES)} | {*_TRAINING, *_OF_NETWORK}
+    known = {name for name, *_ in (*SETTINGS, *_SUPPORTED_VALUES)} | {*_TRAINING, *_OF_NETWORK}
     if unknown := [name for name in settings if name not in known]:
         verb = (
             'is not a setting of detections and is' if len(unknown) == 1 else 'are not settings of detections and are'

@@ -23,12 +23,9 @@ import numpy as np
 from mask_rcnn.config import DENA, DETECTRON, Config, Dialect
 from mask_rcnn.config.conventions import InputConventions
 from mask_rcnn.weights.converters.mapping import scale_outputs
-from mask_rcnn.weights.exporters.compatibility import keeps_input
+from mask_rcnn.weights.exporters.compatibility import target_dialect
 from mask_rcnn.weights.exporters.programs import Program
 from mask_rcnn.weights.norm_arrays import convert_norm_arrays
-
-#: The epsilon of PyTorch's batch normalisation.
-_TORCH_EPSILON = 1e-5
 
 _Arrays = Mapping[str, np.ndarray]
 
@@ -48,7 +45,7 @@ def adapt(
         WeightFileError: Arrays of a normalisation are missing or have different shapes.
     """
     before = config.dialect
-    dialect = _target_dialect(config, program)
+    dialect = target_dialect(config, program)
     norm = config.norm if config.norm in program.norms else program.norms[0]
     converted = dict(arrays)
     if norm != 'gn':
@@ -67,20 +64,6 @@ def adapt(
         config = config.in_dialect(DETECTRON)  # with the settings of Detectron
     head_norm = norm if config.head_norm in ('affine', 'bn') else config.head_norm
     return config.replace(dialect=dialect, norm=norm, head_norm=head_norm), converted
-
-
-def _target_dialect(config: Config, program: Program) -> Dialect:
-    """Return the program's dialect, with the network's values of the conventions that the program's user can set."""
-    dialect, before = program.dialect, config.dialect
-    is_own = before.name == dialect.name
-    if keeps_input(config, program):
-        names = ('channel_order', 'pixel_mean', 'pixel_std')
-        dialect = dialect.replace(input={name: getattr(before.input, name) for name in names})
-    if 'backbone.stride_in_3x3' in program.settable:
-        dialect = dialect.replace(backbone={'stride_in_3x3': before.backbone.stride_in_3x3})
-    keeps_epsilon = is_own and config.norm == 'bn' and before.backbone.bn_eps in (0.0, _TORCH_EPSILON)
-    epsilon = before.backbone.bn_eps if keeps_epsilon else _TORCH_EPSILON
-    return dialect.replace(backbone={'bn_eps': epsilon})
 
 
 def _replace(arrays: dict[str, np.ndarray], layer: str, convert: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 from mask_rcnn.config import Config, Dialect
 from mask_rcnn.weights.converters.mapping import network_name
-from mask_rcnn.weights.exporters.programs import ARCHITECTURE, SETTINGS, Program
+from mask_rcnn.weights.exporters.programs import ARCHITECTURE, Program
 
 #: Maximum difference of the pixel means, in levels of 0 ... 255, that is folded into the first normalisation.  Folding
 #: is exact except at the zero padding of conv1, which then stands for a colour that differs by this much.
 MAX_MEAN_DIFFERENCE = 2.0
+
+#: The epsilon of PyTorch's batch normalisation.
+_TORCH_EPSILON = 1e-5
 
 #: Conventions without which a network computes something else; the others move results by fractions of a pixel.
 _ESSENTIAL = (
@@ -102,8 +105,8 @@ def _layer_value(config: Config, name: str) -> Any:
 def find_notes(config: Config, program: Program) -> list[str]:
     """Return lines about what a file of the program does not contain, and about its other conventions."""
     title, notes = program.title, []
-    if not program.stores_settings and (settings := _settings_to_repeat(config, program)):
-        notes.append(f'settings that the file does not contain, to make in {title}: {", ".join(settings)}')
+    if settings := _settings_to_repeat(config, program):
+        notes.append(f'settings of {title} that the file does not contain, {settings}')
     difference = mean_difference(config.dialect, program.dialect)
     if difference > 0 and not keeps_input(config, program):
         notes.append(
@@ -115,22 +118,35 @@ def find_notes(config: Config, program: Program) -> list[str]:
     return notes
 
 
-def _settings_to_repeat(config: Config, program: Program) -> list[str]:
+def _settings_to_repeat(config: Config, program: Program) -> str:
+    """Return the settings that differ from the program's defaults, by its own names; empty if there are none."""
+    names = program.setting_names
+    if names is None:
+        return ''
     reference = program.reference(config, {})
-    names = [name for name in (*program.settable_layers, *SETTINGS) if name not in config.unused_fields]
-    settings = [
-        f'{name} {_plain(value)}'
-        for name in names
-        if (value := _layer_value(config, name)) != _layer_value(reference, name)
-    ]
-    if config.dialect.name == program.dialect.name:  # the program's own files do not contain its conventions either
-        return settings
-    converted = set() if keeps_input(config, program) else {*_CONVERTED}
-    return settings + [
-        f'{name} {_plain(value)}'
-        for name in sorted(program.settable - _unused_conventions(config) - converted)
-        if (value := get_convention(config.dialect, name)) != get_convention(program.dialect, name)
-    ]
+    defaults = names.defaults(reference)
+    values = names.values(config, target_dialect(config, program))
+    changes = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+    texts = names.format(changes)
+    for name in names.fixed:
+        if name not in config.unused_fields and getattr(config, name) != getattr(reference, name):
+            texts.append(f'{name} {_plain(getattr(config, name))} (no setting there)')
+    base = names.base.format(neck='FPN' if config.has_fpn else 'C4')
+    return f'to add {base}: {", ".join(texts)}' if texts else ''
+
+
+def target_dialect(config: Config, program: Program) -> Dialect:
+    """Return the program's dialect, with the network's values of the conventions that the program's user can set."""
+    dialect, before = program.dialect, config.dialect
+    is_own = before.name == dialect.name
+    if keeps_input(config, program):
+        names = ('channel_order', 'pixel_mean', 'pixel_std')
+        dialect = dialect.replace(input={name: getattr(before.input, name) for name in names})
+    if 'backbone.stride_in_3x3' in program.settable:
+        dialect = dialect.replace(backbone={'stride_in_3x3': before.backbone.stride_in_3x3})
+    keeps_epsilon = is_own and config.norm == 'bn' and before.backbone.bn_eps in (0.0, _TORCH_EPSILON)
+    epsilon = before.backbone.bn_eps if keeps_epsilon else _TORCH_EPSILON
+    return dialect.replace(backbone={'bn_eps': epsilon})
 
 
 def find_differences(config: Config, program: Program) -> list[str]:

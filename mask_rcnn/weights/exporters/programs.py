@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mask_rcnn.config import DETECTRON, DETECTRON2, PRESETS, RESNET_BLOCKS, TORCHVISION, Config, Dialect
+from mask_rcnn.weights.exporters import program_settings
 
 #: The fields of a configuration that determine the layers of a network and the names of its arrays.
 ARCHITECTURE = (
@@ -22,25 +23,24 @@ ARCHITECTURE = (
     'mask_convs',
 )
 
-#: The other fields that a user can set, in the order of messages.
-SETTINGS = (
-    'min_size',
-    'max_size',
-    'anchor_sizes',
-    'anchor_ratios',
-    'rpn_pre_nms',
-    'rpn_post_nms',
-    'rpn_nms_threshold',
-    'rpn_min_size',
-    'roi_size',
-    'mask_roi_size',
-    'roi_canonical_size',
-    'roi_align',
-    'sampling_ratio',
-    'score_threshold',
-    'nms_threshold',
-    'max_detections',
-)
+
+@dataclass(frozen=True)
+class SettingNames:
+    """The settings that a program's files do not contain, by its own names.
+
+    Args:
+        base: What the defaults are those of, for messages; may contain ``{neck}``, FPN or C4.
+        values: Returns the settings of a network, given its configuration and the conventions of its file.
+        defaults: Returns their defaults, given the program's own network with the same heads.
+        format: Returns settings in the form in which the program's user writes them.
+        fixed: Fields that the program has no setting for.
+    """
+
+    base: str
+    values: Callable[[Config, Dialect], dict[str, Any]]
+    defaults: Callable[[Config], dict[str, Any]]
+    format: Callable[[dict[str, Any]], list[str]]
+    fixed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Program:
             R-50-FPN, one mapping for each network.
         settable_layers: Fields in :data:`ARCHITECTURE` that the program's user can set.
         settable: Conventions, such as ``'backbone.stride_in_3x3'``, that the program's configuration sets.
-        stores_settings: Whether its files contain the settings.
+        setting_names: Its names of the settings; ``None`` if its files contain them.
         defaults: Values of settings in the program, by field, that differ from those of the presets.
         takes_both_heads: Whether a network can have masks and keypoints.
         doubles_anchors: Whether the anchor sizes of an FPN double from level to level.
@@ -71,7 +71,7 @@ class Program:
     networks: tuple[Mapping[str, Any], ...] = ({},)
     settable_layers: tuple[str, ...] = ()
     settable: frozenset[str] = frozenset()
-    stores_settings: bool = False
+    setting_names: SettingNames | None = None
     defaults: Callable[[Config], Mapping[str, Any]] = field(default=lambda config: {})
     takes_both_heads: bool = False
     doubles_anchors: bool = False
@@ -100,6 +100,13 @@ TORCHVISION_PROGRAM = Program(
     backbones=(*_RESNETS, 'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'),
     networks=({}, _TORCHVISION_V2),
     settable_layers=_WIDTHS,
+    setting_names=SettingNames(
+        'to the defaults of the model',
+        program_settings.torchvision_settings,
+        program_settings.torchvision_defaults,
+        program_settings.format_torchvision,
+        fixed=('roi_align',),
+    ),
     defaults=lambda config: {'rpn_min_size': 1e-3},
 )
 
@@ -112,6 +119,13 @@ DETECTRON2_PROGRAM = Program(
     networks=({}, _GN),
     settable_layers=_WIDTHS,
     settable=frozenset({'input.channel_order', 'input.pixel_mean', 'input.pixel_std', 'backbone.stride_in_3x3'}),
+    setting_names=SettingNames(
+        'to Base-RCNN-{neck}.yaml',
+        program_settings.detectron2_settings,
+        program_settings.detectron2_defaults,
+        program_settings.format_detectron2,
+        fixed=('roi_canonical_size',),
+    ),
     defaults=lambda config: {'sampling_ratio': 0},
 )
 
@@ -123,7 +137,6 @@ DETECTRON_PROGRAM = Program(
     c4_backbones=_RESNETS,
     networks=({}, _GN),
     settable=frozenset({'backbone.stride_in_3x3'}),
-    stores_settings=True,
     takes_both_heads=True,
     doubles_anchors=True,
 )
