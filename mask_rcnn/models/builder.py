@@ -160,7 +160,7 @@ def load(
     if converts_norm:
         convert_norm(model, norm)
     model.to_device(device)
-    for line in file.report.warnings + file.report.assumptions:
+    for line in file.report.cautions:
         _logger.warning('%s: %s', escape(path), line)
     return model
 

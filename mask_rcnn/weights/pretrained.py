@@ -105,7 +105,7 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
     loaded = {name: array for name, array in arrays.items() if _layer_name(name) not in reinitialized}
     load_arrays(model, loaded, source=path, partial=True)
     notes = [
-        *(file.report.warnings + file.report.assumptions if file.kind == 'model' else ()),
+        *(file.report.cautions if file.kind == 'model' else ()),
         *(f"the model has no {head}: the file's is skipped" for head in absent_heads if _has_head(file.arrays, head)),
         *class_note,
     ]

@@ -210,7 +210,7 @@ def test_the_line_is_logged_by_load(read, caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(formats, 'read', lambda *args, **options: file)
     mask_rcnn.load(path)
     (record,) = caplog.records
-    assert record.getMessage() == f'{path}: {file.report.assumptions[0]}'
+    assert record.getMessage() == f'{path}: assumed: {file.report.assumptions[0]}'
 
 
 def test_values_that_are_not_finite_are_reported(read):

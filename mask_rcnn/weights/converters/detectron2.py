@@ -170,11 +170,6 @@ def _assume_conventions(config: Config, arrays: Arrays, settings: Mapping[str, A
             f'the stride is in the {kernel} convolution of a block, as in such models of the zoo (convert --config '
             'with MODEL.RESNETS.STRIDE_IN_1X1)'
         )
-    if settings.get('INPUT.MIN_SIZE_TEST') is None or settings.get('INPUT.MAX_SIZE_TEST') is None:
-        assumptions.append(
-            f'the shorter side of the input is {config.min_size} and the longer at most {config.max_size} pixels '
-            '(convert --min-size, --max-size)'
-        )
     dialect = config.dialect.replace(
         input=input_changes,
         backbone={'stride_in_3x3': stride_in_3x3},

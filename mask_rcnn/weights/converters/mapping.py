@@ -38,6 +38,11 @@ class ConversionReport:
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The warnings and the assumptions, as lines for a log."""
+        return (*self.warnings, *(f'assumed: {line}' for line in self.assumptions))
+
 
 @dataclass(frozen=True)
 class ConvertedWeights:

@@ -128,17 +128,12 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
 
 
 def _assumptions(settings: Mapping[str, Any], config: Config) -> Iterable[str]:
-    """Yield a line for the settings that were neither given nor in the file."""
+    """Yield a line about the epsilon if it was not given."""
     if settings.get('bn_eps') is None:
         eps = config.dialect.backbone.bn_eps
         reason = "torchvision's published files" if eps == _PUBLISHED_EPS else 'models with BatchNorm2d'
         other = f'; networks trained from ImageNet need --bn-eps {_USUAL_EPS:g}' if eps == _PUBLISHED_EPS else ''
         yield f'the epsilon of the normalisations is {eps:g}, as in {reason} (convert --bn-eps){other}'
-    if settings.get('min_size') is None or settings.get('max_size') is None:
-        yield (
-            f'the shorter side of the input is {config.min_size} and the longer at most {config.max_size} pixels '
-            '(convert --min-size, --max-size)'
-        )
 
 
 def param_mappings(config: Config) -> list[ParamMapping]:
