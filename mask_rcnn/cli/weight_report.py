@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mask_rcnn.config import Dialect
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models.builder import default_classes
@@ -72,6 +74,7 @@ def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: 
         'network': network_title(file),
         'class_names': list(class_names),
         'dialect': file.config.dialect.name,
+        'conventions': _conventions(file.config.dialect),
         'config': file.config.to_dict(),
         'n_parameter': sum(array.size for array in file.arrays.values()),
         'file_size': os.stat(path).st_size,
@@ -81,6 +84,15 @@ def describe_file(path: str | os.PathLike, file: ConvertedWeights, class_names: 
         'notes': list(file.report.notes),
         'warnings': list(file.report.warnings),
         'assumptions': list(file.report.assumptions),
+    }
+
+
+def _conventions(dialect: Dialect) -> dict[str, dict[str, Any]]:
+    """Return a dialect's conventions by group and name; infinity, which JSON does not have, is ``None``: no limit."""
+    return {
+        group: {name: None if value == math.inf else value for name, value in conventions.items()}
+        for group, conventions in dataclasses.asdict(dialect).items()
+        if group != 'name'
     }
 
 

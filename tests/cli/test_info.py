@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.cli import info, main
-from mask_rcnn.config import PRESETS, Config
+from mask_rcnn.config import DENA, PRESETS, Config
 from mask_rcnn.weights import ModelMeta, Source, formats, write_weights
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 
@@ -51,6 +51,17 @@ def test_json(model, capsys):
     assert first['class_names'] == ['cat', 'dog'] and first['n_parameter'] == 1_501_000
     assert first['format'] == 'mask-rcnn-npz' and first['file_size'] == model.stat().st_size
     assert Config.from_dict(first['config']) == Config(n_fg_class=2, min_size=300)
+    conventions = first['conventions']
+    assert conventions['boxes']['offset'] == 1.0 and conventions['input']['channel_order'] == 'BGR'
+    assert 'name' not in conventions
+
+
+def test_json_has_no_infinity(tmp_path, capsys):
+    path = tmp_path / 'model.npz'
+    write_weights(path, {'a/W': np.ones(1, np.float32)}, ModelMeta('backbone', Config(dialect=DENA)))
+    assert info.main([str(path), '--json']) == 0
+    text = capsys.readouterr().out
+    assert 'Infinity' not in text and json.loads(text)['conventions']['boxes']['max_log_scale'] is None
 
 
 def test_other_formats(model, monkeypatch, capsys):

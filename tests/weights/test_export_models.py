@@ -29,7 +29,7 @@ from mask_rcnn.weights.converters import detectron_cfg as detectron_cfg_reader
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, apply_mappings
 from mask_rcnn.weights.exporters import adaptation, detectron_cfg, programs, safetensors_file, targets
 from mask_rcnn.weights.exporters import torch_file as torch_file_writer
-from mask_rcnn.weights.exporters.compatibility import find_notes, find_obstacles
+from mask_rcnn.weights.exporters.compatibility import find_differences, find_notes, find_obstacles
 from mask_rcnn.weights.readers import torch_file
 from tests.support.small_resnet import use_narrow_resnet, use_shallow_resnet
 from tests.support.weight_arrays import random_arrays, used_fields
@@ -349,7 +349,11 @@ GN = PRESETS['resnet50_fpn_gn']
     ('config', 'program', 'obstacles'),
     [
         (PRESETS['resnet50'], 'torchvision', ['a C4 network']),
-        (PRESETS['resnet50_fpn'], 'torchvision', ['backbone.stride_in_3x3 False (torchvision: True)']),
+        (
+            PRESETS['resnet50_fpn'],
+            'torchvision',
+            ['the stride of a block in the 1x1 convolution (torchvision: in the 3x3 convolution)'],
+        ),
         (GN, 'torchvision', ['group normalisation']),
         (
             GN.replace(dialect=DETECTRON2),
@@ -358,18 +362,22 @@ GN = PRESETS['resnet50_fpn_gn']
         ),
         (PRESETS['resnext152_32x8d_fpn'], 'torchvision', ['X-152-32x8d-FPN Mask R-CNN (backbones there: resnet50']),
         (PRESETS['mobilenet_v1_fpn'], 'detectron2', ['MobileNetV1-FPN Mask R-CNN (backbones there']),
-        (FPN.replace(dialect=MINDSPORE), 'torchvision', ['backbone.stem_pool_pad 0 (torchvision: 1)']),
+        (
+            FPN.replace(dialect=MINDSPORE),
+            'torchvision',
+            ['conv1 padded at the bottom and the right only (torchvision: padded on all sides)'],
+        ),
         (
             FPN.replace(dialect=MATTERPORT, max_size=1024),
             'torchvision',
             [
                 "anchors of Matterport's program",
-                'input.letterbox True (torchvision: False)',
-                'backbone.stem_pool_pad 0',
-                'backbone.stride_in_3x3 False',
-                "rois.op 'crop_and_resize' (torchvision: 'roi_align')",
-                "rois.level_rounding 'nearest'",
-                'detections.best_class_only True',
+                'the image centred in a square input (torchvision: at the upper left of its input)',
+                'the max pooling after conv1 padded at the bottom',
+                'the stride of a block in the 1x1',
+                'the pooling of RoIs by crop_and_resize (torchvision: by RoIAlign)',
+                'the pyramid level of a RoI rounded to the nearest (torchvision: rounded down)',
+                'detections of a RoI of its best class only (torchvision: of every class)',
             ],
         ),
         (FPN.replace(dialect=TORCHVISION, n_keypoint=3), 'torchvision', ['masks and keypoints in one network']),
@@ -425,12 +433,25 @@ def test_networks_that_a_program_has(config, program):
 
 def test_the_differences_of_a_network_in_another_program():
     (line,) = find_notes(PRESETS['resnet50'].in_dialect(DENA), programs.DETECTRON_PROGRAM)
-    assert line.startswith(
-        'runs in Detectron with these differences: input.subtract_mean_first True instead of False, '
+    start = 'runs in Detectron with these differences (values: mask-rcnn info --json): '
+    assert line == f'{start}4 of input, 4 of boxes, 4 of rpn, 1 of masks'
+    few = DETECTRON.replace(boxes={'offset': 0.0})
+    (line,) = find_notes(PRESETS['resnet50'].replace(dialect=few), programs.DETECTRON_PROGRAM)
+    assert line == 'runs in Detectron with these differences: boxes.offset 1 instead of 0'
+    more = few.replace(
+        input={'resize': 'torch_float32', 'side_rounding': 'half_up', 'box_factors': 'side_ratios'},
+        detections={'postprocess_in_input_space': True, 'integer_boxes': True},
+        masks={'squeeze_at_border': True, 'threshold_inclusive': True},
     )
-    assert 'boxes.offset 1 instead of 0' in line and 'rpn.anchors detectron instead of dena' in line
-    assert 'masks.squeeze_at_border False instead of True' in line
-    assert 'bn_eps' not in line and 'keypoints' not in line
+    (line,) = find_notes(PRESETS['resnet50'].replace(dialect=more), programs.DETECTRON_PROGRAM)
+    assert line == (
+        f'{start}input (resize, side_rounding, box_factors); boxes (offset); '
+        'detections (postprocess_in_input_space, integer_boxes); masks (squeeze_at_border, threshold_inclusive)'
+    )
+    differences = find_differences(PRESETS['resnet50'].in_dialect(DENA), programs.DETECTRON_PROGRAM)
+    assert differences['boxes.offset'] == '1 instead of 0' and 'masks.squeeze_at_border' in differences
+    assert differences['rpn.anchors'] == 'detectron instead of dena'
+    assert not [name for name in differences if 'bn_eps' in name or 'keypoints' in name]
     settings, means, differences = find_notes(PRESETS['resnet50_fpn'], programs.DETECTRON2_PROGRAM)
     assert settings == (
         'settings of detectron2 that the file does not contain, to add to Base-RCNN-FPN.yaml: '
@@ -440,7 +461,7 @@ def test_the_differences_of_a_network_in_another_program():
         'pixel means that differ from those of detectron2 by 0.90 of 255 are converted, except at the zero padding '
         'around the image'
     )
-    assert 'rois.aligned True instead of False' in differences and 'pixel_mean' not in differences
+    assert '2 of rois' in differences and len(differences) <= 300
     stride, *_ = find_notes(FPN.replace(dialect=TORCHVISION, **no_widths()), programs.DETECTRON2_PROGRAM)
     assert 'MODEL.RESNETS.STRIDE_IN_1X1 False' in stride and 'MODEL.ROI_HEADS.NUM_CLASSES 3' in stride
     gn, differences = find_notes(GN, programs.DETECTRON2_PROGRAM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mask_rcnn.config import Config, Dialect
@@ -18,15 +18,31 @@ MAX_MEAN_DIFFERENCE = 2.0
 #: The epsilon of PyTorch's batch normalisation.
 _TORCH_EPSILON = 1e-5
 
-#: Conventions without which a network computes something else; the others move results by fractions of a pixel.
-_ESSENTIAL = (
-    'input.letterbox',
-    'backbone.stem_pool_pad',
-    'backbone.stride_in_3x3',
-    'rois.op',
-    'rois.level_rounding',
-    'detections.best_class_only',
-)
+#: Conventions without which a network computes something else, with each value in words: what a network has, and what
+#: a program has instead.  All other conventions move results by fractions of a pixel.
+_ESSENTIAL: Mapping[str, tuple[str, Mapping[Any, str]]] = {
+    'input.letterbox': ('the image', {True: 'centred in a square input', False: 'at the upper left of its input'}),
+    'backbone.stem_pool_pad': (
+        'the max pooling after conv1',
+        {0: 'padded at the bottom and the right only', 1: 'padded on all sides'},
+    ),
+    'backbone.stride_in_3x3': (
+        'the stride of a block',
+        {False: 'in the 1x1 convolution', True: 'in the 3x3 convolution'},
+    ),
+    'rois.op': ('the pooling of RoIs', {'crop_and_resize': 'by crop_and_resize', 'roi_align': 'by RoIAlign'}),
+    'rois.level_rounding': (
+        'the pyramid level of a RoI',
+        {'nearest': 'rounded to the nearest', 'floor': 'rounded down'},
+    ),
+    'detections.best_class_only': (
+        'detections of a RoI',
+        {True: 'of its best class only', False: 'of every class'},
+    ),
+}
+
+#: Maximum length of the line of differences with their values; a longer one has names only, or counts of names.
+_MAX_DIFFERENCES = 300
 
 #: Conventions whose values are converted with the arrays (:mod:`mask_rcnn.weights.exporters.adaptation`).
 _CONVERTED = (
@@ -51,10 +67,10 @@ def find_obstacles(config: Config, program: Program) -> list[str]:
     obstacles = list(_unknown_layers(config, program))
     if dialect.rpn.anchors == 'matterport':
         obstacles.append("anchors of Matterport's program")
-    for name in _ESSENTIAL:
+    for name, (subject, words) in _ESSENTIAL.items():
         values = get_convention(dialect, name), get_convention(program.dialect, name)
         if values[0] != values[1] and name not in program.settable and name not in _unused_conventions(config):
-            obstacles.append(f'{name} {values[0]!r} ({title}: {values[1]!r})')
+            obstacles.append(f'{subject} {words[values[0]]} ({title}: {words[values[1]]})')
     sizes = config.anchor_sizes
     if program.doubles_anchors and config.has_fpn and any(b != 2 * a for a, b in itertools.pairwise(sizes)):
         obstacles.append(f'anchor sizes that do not double from level to level ({_plain(sizes)})')
@@ -114,8 +130,26 @@ def find_notes(config: Config, program: Program) -> list[str]:
             'zero padding around the image'
         )
     if differences := find_differences(config, program):
-        notes.append(f'runs in {title} with these differences: {", ".join(differences)}')
+        notes.append(_describe_differences(title, differences))
     return notes
+
+
+def _describe_differences(title: str, differences: Mapping[str, str]) -> str:
+    """Return a line of at most :data:`_MAX_DIFFERENCES` characters about conventions, given both values by name."""
+    start = f'runs in {title} with these differences'
+    lines = [f'{start}: {", ".join(f"{name} {values}" for name, values in differences.items())}']
+    groups: dict[str, list[str]] = {}
+    for name in differences:
+        group, _, convention = name.partition('.')
+        groups.setdefault(group, []).append(convention)
+    values = f'{start} (values: mask-rcnn info --json):'
+    lines.append(f'{values} {"; ".join(f"{group} {_listed(names)}" for group, names in groups.items())}')
+    lines.append(f'{values} {", ".join(f"{len(names)} of {group}" for group, names in groups.items())}')
+    return next((line for line in lines if len(line) <= _MAX_DIFFERENCES), lines[-1])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f'({", ".join(names)})'
 
 
 def _settings_to_repeat(config: Config, program: Program) -> str:
@@ -149,16 +183,16 @@ def target_dialect(config: Config, program: Program) -> Dialect:
     return dialect.replace(backbone={'bn_eps': epsilon})
 
 
-def find_differences(config: Config, program: Program) -> list[str]:
-    """Return the conventions of a network that the program replaces by its own, with both values."""
+def find_differences(config: Config, program: Program) -> dict[str, str]:
+    """Return the conventions of a network that the program replaces by its own: both values by name."""
     skipped = {*_CONVERTED, *_OF_DEMO, *program.settable, *_unused_conventions(config)}
-    differences = []
+    differences = {}
     for group in _GROUPS:
         for convention in dataclasses.fields(getattr(config.dialect, group)):
             name = f'{group}.{convention.name}'
             value, other = get_convention(config.dialect, name), get_convention(program.dialect, name)
             if value != other and name not in skipped:
-                differences.append(f'{name} {_plain(other)} instead of {_plain(value)}')
+                differences[name] = f'{_plain(other)} instead of {_plain(value)}'
     return differences
 
 
