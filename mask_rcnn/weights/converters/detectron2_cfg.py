@@ -213,7 +213,7 @@ _BASES: dict[str, Callable[[Config], bool]] = {
 _BACKBONES = ('build_resnet_backbone', 'build_resnet_fpn_backbone')
 _ROI_HEADS = ('Res5ROIHeads', 'StandardROIHeads', 'CascadeROIHeads')
 
-#: Beginnings of names, one of which every configuration of detectron2 has that says something about a network.
+#: Beginnings of detectron2's names; a configuration of a network has at least one of them.
 _KNOWN_GROUPS = (
     *(
         f'MODEL.{name}'
