@@ -52,7 +52,7 @@ def read_json(path: str | os.PathLike, expected: str = '') -> dict[str, Any]:
 
     Args:
         path: The file.
-        expected: What is right, for the error of other text.
+        expected: Description of a correct file, for the error of other text.
 
     Raises:
         WeightFileError: The file cannot be read or does not contain a JSON object.
