@@ -25,12 +25,12 @@ from mask_rcnn.cli.options import (
 from mask_rcnn.cli.outputs import check_output, output_path, refuse_inputs
 from mask_rcnn.cli.weight_report import classes_of, describe_file, format_description
 from mask_rcnn.config import DIALECTS
-from mask_rcnn.io.atomic_file import created_folders, is_standard_output
+from mask_rcnn.io.atomic_file import created_folders, is_replaced, is_standard_output
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, person_class
 from mask_rcnn.weights.converters.settings import OtherNetworkError
-from mask_rcnn.weights.exporters.targets import TARGETS, default_name, export_weights
+from mask_rcnn.weights.exporters.targets import TARGETS, check_suffix, default_name, export_weights
 from mask_rcnn.weights.files import sha256
 
 DEFAULT_INPUT = 'model_final.pkl'
@@ -77,7 +77,8 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         help=f'weights to write (default: a file in {folder} named after its contents, such as '
         'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
         'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz, or with --to such as '
-        'mask_rcnn_R-50-FPN_torchvision.pth); - for the standard output',
+        'mask_rcnn_R-50-FPN_torchvision.pth), whose suffix must be one of the format (.npz; .pth or .pt; .pkl; '
+        '.safetensors) or missing; - for the standard output',
     )
     add(
         '--class-names',
@@ -213,6 +214,12 @@ def _check_output(args: argparse.Namespace, inputs: Sequence[tuple[str, Path | N
         raise UsageError(f'--output {args.output} is a folder; name a file in it')
     if is_standard_output(args.output) and sys.stdout.isatty():
         raise UsageError(f'--output {args.output} is the terminal; redirect the weights to a file or a pipe')
+    refuse_inputs('--output', args.output, inputs)
+    if is_replaced(args.output) or not os.path.exists(args.output):  # devices and pipes have any name
+        try:
+            check_suffix(args.output, args.to)
+        except ValueError as error:
+            raise UsageError(f'--output {args.output}: {error}') from None
     check_output('--output', args.output, inputs)
 
 

@@ -60,7 +60,7 @@ def make_meta(file):
 
 
 def export(tmp_path, file, name):
-    path = tmp_path / f'model{targets.TARGETS[name].suffix}'
+    path = tmp_path / f'model{targets.TARGETS[name].suffixes[0]}'
     notes = targets.export_weights('source.npz', path, file, make_meta(file), targets.TARGETS[name])
     return path, notes
 
@@ -680,7 +680,7 @@ def test_the_command_names_the_classes_that_a_file_does_not_contain(tmp_path, ca
 def test_default_names(model_file, tmp_path, name):
     assert convert.main([str(model_file), '--to', name], tmp_path / 'weights') == 0
     (path,) = (tmp_path / 'weights').iterdir()
-    assert path.name == f'mask_rcnn_R-50-FPN_{name}{targets.TARGETS[name].suffix}'
+    assert path.name == f'mask_rcnn_R-50-FPN_{name}{targets.TARGETS[name].suffixes[0]}'
 
 
 def test_the_command_refuses_a_network_in_one_line(model_file, tmp_path, capsys):
@@ -694,6 +694,31 @@ def test_the_command_refuses_a_network_in_one_line(model_file, tmp_path, capsys)
         'model.npz',
         'out.pkl',
     ]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'name', 'reason'),
+    [
+        (['--to', 'torchvision'], 'x.npz', "torchvision's files end with .pth or .pt; give --to npz"),
+        (['--to', 'detectron2'], 'x.pth', "detectron2's files end with .pkl; give --to torchvision"),
+        ([], 'x.PKL', "this program's files end with .npz; give --to detectron2 or --to detectron"),
+        ([], 'x.bin', "this program's files end with .npz; .bin is the suffix of no format"),
+    ],
+)
+def test_the_suffix_of_another_format_is_refused(model_file, tmp_path, capsys, arguments, name, reason):
+    output = tmp_path / name
+    assert convert.main([str(model_file), '-o', str(output), *arguments]) == 2
+    assert capsys.readouterr().err.endswith(f'--output {output}: {reason}\n')
+    assert [path.name for path in tmp_path.iterdir()] == ['model.npz']
+
+
+@pytest.mark.parametrize(
+    ('program', 'name'),
+    [('torchvision', 'x.pt'), ('torchvision', 'x.PTH'), ('safetensors', 'x.safetensors'), ('detectron2', 'x')],
+)
+def test_suffixes_of_a_format(model_file, tmp_path, program, name):
+    assert convert.main([str(model_file), '--to', program, '-o', str(tmp_path / name)]) == 0
+    assert (tmp_path / name).stat().st_size > 0
 
 
 def test_a_native_file_needs_no_conversion_to_itself(model_file, capsys):

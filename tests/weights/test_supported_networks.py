@@ -255,7 +255,7 @@ def check_round_trip(folder, config, writer):
     """Write and read a network, and compare the configuration and the arrays."""
     program = writer.removesuffix('_pth')
     config = in_program(config, program)
-    path = folder / f'model{TARGETS[program].suffix}'
+    path = folder / f'model{TARGETS[program].suffixes[0]}'
     arrays = export(path, config, program)
     if writer == 'detectron2_pth':
         state = safe_pickle.load(path)['model']

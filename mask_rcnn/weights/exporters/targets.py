@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -30,13 +31,15 @@ class Target:
     """A format that can be written.
 
     Args:
-        suffix: Suffix of its files.
+        title: Whose files they are, for messages.
+        suffixes: Suffixes of its files; the first one is that of default names.
         write: Writes a file, given the path, the configuration, the arrays and the metadata.
         program: The program of the format; ``None`` for a format of native arrays.
         arrays: Returns the program's arrays by name, given the source path, the adapted configuration and arrays.
     """
 
-    suffix: str
+    title: str
+    suffixes: tuple[str, ...]
     write: Callable[[_Path, Config, _Arrays, ModelMeta], None]
     program: programs.Program | None = None
     arrays: Callable[[_Path, Config, _Arrays], _Arrays] = lambda path, config, arrays: arrays
@@ -90,11 +93,29 @@ def check_target(path: _Path, file: ConvertedWeights, target: Target) -> None:
 
 def default_name(file: ConvertedWeights, name: str) -> str:
     """Return the default name of a file in a format, such as ``mask_rcnn_R-50-FPN_torchvision.pth``."""
-    suffix = TARGETS[name].suffix
+    suffix = TARGETS[name].suffixes[0]
     if file.kind == 'backbone':
         return f'{backbone_name(file.config)}_{name}{suffix}'
     backbone, heads = network_name(file.config).split(maxsplit=1)
     return f'{heads.lower().replace(" ", "_").replace("r-cnn", "rcnn")}_{backbone}_{name}{suffix}'
+
+
+def check_suffix(path: Path, name: str) -> None:
+    """Raise an error if a file to write has a suffix that is not one of its format; without a suffix, it has any name.
+
+    Args:
+        path: The file.
+        name: A key of :data:`TARGETS`.
+
+    Raises:
+        ValueError: The message names the suffixes of the format, and the formats of the suffix.
+    """
+    suffix = path.suffix.lower()
+    if not suffix or suffix in TARGETS[name].suffixes:
+        return
+    others = [f'--to {other}' for other, target in TARGETS.items() if suffix in target.suffixes]
+    hint = f'give {" or ".join(others)}' if others else f'{path.suffix} is the suffix of no format'
+    raise ValueError(f'{TARGETS[name].title} end with {" or ".join(TARGETS[name].suffixes)}; {hint}')
 
 
 # The formats
@@ -160,9 +181,13 @@ def _write_detectron2(path: _Path, config: Config, arrays: _Arrays, meta: ModelM
 
 #: All formats by the name on the command line.
 TARGETS: Mapping[str, Target] = {
-    'npz': Target('.npz', _write_npz),
-    'torchvision': Target('.pth', _write_torchvision, programs.TORCHVISION_PROGRAM, _torchvision_tensors),
-    'detectron2': Target('.pkl', _write_detectron2, programs.DETECTRON2_PROGRAM, _detectron2_arrays),
-    'detectron': Target('.pkl', _write_detectron, programs.DETECTRON_PROGRAM, _detectron_blobs),
-    'safetensors': Target('.safetensors', _write_safetensors),
+    'npz': Target("this program's files", ('.npz',), _write_npz),
+    'torchvision': Target(
+        "torchvision's files", ('.pth', '.pt'), _write_torchvision, programs.TORCHVISION_PROGRAM, _torchvision_tensors
+    ),
+    'detectron2': Target(
+        "detectron2's files", ('.pkl',), _write_detectron2, programs.DETECTRON2_PROGRAM, _detectron2_arrays
+    ),
+    'detectron': Target("Detectron's files", ('.pkl',), _write_detectron, programs.DETECTRON_PROGRAM, _detectron_blobs),
+    'safetensors': Target('safetensors files', ('.safetensors',), _write_safetensors),
 }
