@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import filecmp
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -76,8 +77,8 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         metavar='FILE',
         help=f'weights to write (default: a file in {folder} named after its contents, such as '
         'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
-        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz, or with --to such as '
-        'mask_rcnn_R-50-FPN_torchvision.pth), whose suffix must be one of the format (.npz; .pth or .pt; .pkl; '
+        'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz, or with --to after FILE and the format, such as '
+        'mine_torchvision.pth), whose suffix must be one of the format (.npz; .pth or .pt; .pkl; '
         '.safetensors) or missing; - for the standard output',
     )
     add(
@@ -144,16 +145,18 @@ def _convert(path: Path, args: argparse.Namespace, inputs: Sequence[tuple[str, P
     meta = make_meta(path, file, args.class_names)
     output = args.output
     if output is None:
-        name = formats.default_name(file) if args.to == 'npz' else default_name(file, args.to)
+        name = formats.default_name(file) if args.to == 'npz' else default_name(path, args.to)
         output = args.folder / name
         refuse_inputs('--output', output, inputs)
     with formats.keep_source_file(output) as kept:  # the old Chainer port used the same names
         notes = export_weights(path, output, file, meta, TARGETS[args.to])
     if TARGETS[args.to].program is not None:
         notes += _class_note(file, meta)
-    if kept is not None:
-        print_line(f'{output} was not a model of this program and is kept as {kept}')
     stream = sys.stderr if is_standard_output(output) else sys.stdout
+    if kept is not None and filecmp.cmp(kept, output, shallow=False):
+        kept.unlink()  # the same file again
+    elif kept is not None:
+        print_line(f'the earlier {output} is kept as {kept}')
     print_lines(format_description(describe_file(path, file, meta.class_names)), file=stream)
     for note in notes:
         print_line(f'  note     {note}', file=stream)

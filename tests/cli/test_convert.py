@@ -97,7 +97,7 @@ def test_an_old_file_of_the_default_name_is_kept(source, tmp_path, capsys):
     assert convert.main(['--input', str(path)], folder=folder) == 0
     kept = folder / 'e2e_mask_rcnn_R-50-C4_1x_d2c.old.npz'
     assert kept.read_bytes() == b'old' and read_weights(old).meta.kind == 'model'
-    assert f'{old} was not a model of this program and is kept as {kept}' in capsys.readouterr().out
+    assert f'the earlier {old} is kept as {kept}\n' in capsys.readouterr().out
 
 
 def test_an_old_file_keeps_its_name_if_the_new_one_cannot_be_written(source, monkeypatch, tmp_path, capsys):

@@ -643,7 +643,7 @@ def model_file(tmp_path):
 def test_the_command_writes_the_format_of_another_program(model_file, tmp_path, capsys):
     folder = tmp_path / 'weights'
     assert convert.main([str(model_file), '--to', 'torchvision'], folder) == 0
-    output = folder / 'mask_rcnn_R-50-FPN_torchvision.pth'
+    output = folder / 'model_torchvision.pth'
     printed = capsys.readouterr().out
     assert printed.endswith(
         'num_classes=4, BackboneWithFPN.out_channels=8, representation_size=12, MaskRCNNHeads.layers=[8, 8, 8, 8], '
@@ -657,8 +657,15 @@ def test_the_command_writes_the_format_of_another_program(model_file, tmp_path, 
     assert convert.main([str(output), '--to', 'torchvision', '-o', str(tmp_path / 'again.pth')]) == 0
     assert (tmp_path / 'again.pth').read_bytes() == first
     assert convert.main([str(model_file), '--to', 'torchvision'], folder) == 0
-    kept = folder / 'mask_rcnn_R-50-FPN_torchvision.old.pth'
-    assert kept.read_bytes() == first and f'is kept as {kept}' in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == [output.name]  # an equal file is not kept
+    output.write_bytes(b'other')
+    assert convert.main([str(model_file), '--to', 'torchvision'], folder) == 0
+    kept = folder / 'model_torchvision.old.pth'
+    assert (
+        kept.read_bytes() == b'other'
+        and output.read_bytes() == first
+        and f'is kept as {kept}' in capsys.readouterr().out
+    )
 
 
 def test_the_command_names_the_classes_that_a_file_does_not_contain(tmp_path, capsys):
@@ -676,11 +683,13 @@ def test_the_command_names_the_classes_that_a_file_does_not_contain(tmp_path, ca
     assert 'names of the classes' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['safetensors', 'detectron2'])
-def test_default_names(model_file, tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'expected'), [('safetensors', 'model.safetensors'), ('detectron2', 'model_detectron2.pkl')]
+)
+def test_default_names(model_file, tmp_path, name, expected):
     assert convert.main([str(model_file), '--to', name], tmp_path / 'weights') == 0
     (path,) = (tmp_path / 'weights').iterdir()
-    assert path.name == f'mask_rcnn_R-50-FPN_{name}{targets.TARGETS[name].suffixes[0]}'
+    assert path.name == expected
 
 
 def test_the_command_refuses_a_network_in_one_line(model_file, tmp_path, capsys):

@@ -12,7 +12,7 @@ import numpy as np
 from mask_rcnn.config import Config
 from mask_rcnn.weights import safetensors_model
 from mask_rcnn.weights.converters import detectron, detectron2, torchvision
-from mask_rcnn.weights.converters.mapping import ConvertedWeights, backbone_name, network_name
+from mask_rcnn.weights.converters.mapping import ConvertedWeights
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.exporters import detectron_cfg, programs, torch_file
 from mask_rcnn.weights.exporters.adaptation import adapt
@@ -91,13 +91,10 @@ def check_target(path: _Path, file: ConvertedWeights, target: Target) -> None:
         )
 
 
-def default_name(file: ConvertedWeights, name: str) -> str:
-    """Return the default name of a file in a format, such as ``mask_rcnn_R-50-FPN_torchvision.pth``."""
+def default_name(path: Path, name: str) -> str:
+    """Return the default name of a file in a format: that of the input and the format, ``mine_torchvision.pth``."""
     suffix = TARGETS[name].suffixes[0]
-    if file.kind == 'backbone':
-        return f'{backbone_name(file.config)}_{name}{suffix}'
-    backbone, heads = network_name(file.config).split(maxsplit=1)
-    return f'{heads.lower().replace(" ", "_").replace("r-cnn", "rcnn")}_{backbone}_{name}{suffix}'
+    return f'{path.stem}{suffix}' if suffix == f'.{name}' else f'{path.stem}_{name}{suffix}'
 
 
 def check_suffix(path: Path, name: str) -> None:
