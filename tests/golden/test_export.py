@@ -8,6 +8,7 @@ import mask_rcnn
 from mask_rcnn.cli import convert
 from mask_rcnn.preprocessing.image_io import read_image
 from mask_rcnn.weights import formats
+from mask_rcnn.weights.exporters.targets import TARGETS
 from mask_rcnn.weights.readers import safe_pickle, torch_file
 from tests.support.golden import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, match, rebuild_pickle
 from tests.support.golden_torch import PROGRAMS, TorchvisionCase
@@ -48,10 +49,11 @@ def test_a_round_trip(golden, tmp_path, program, recipe, capsys):
         source = rebuild_pickle(golden, name, tmp_path, momentum=False)
     else:
         source = PROGRAMS[program].rebuild(golden, name, tmp_path)
-    native, output = tmp_path / 'native.npz', tmp_path / f'back{source.suffix}'
+    target = program.removesuffix('_zoo')
+    native, output = tmp_path / 'native.npz', tmp_path / f'back{TARGETS[target].suffixes[0]}'
     assert convert.main([str(source), '--output', str(native)]) == 0
     capsys.readouterr()
-    assert convert.main([str(native), '--to', program.removesuffix('_zoo'), '--output', str(output)]) == 0
+    assert convert.main([str(native), '--to', target, '--output', str(output)]) == 0
     assert 'differences' not in capsys.readouterr().out
     before, after = read_arrays(source), read_arrays(output)
     taken = set(formats.read(source).report.taken)
