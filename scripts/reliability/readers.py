@@ -185,9 +185,8 @@ def _read_torchvision(path: Path) -> None:
 
 
 def _read_detectron2(path: Path) -> None:
-    settings = detectron2_cfg.read_settings(path)
-    for extractor in ('resnet50_fpn', 'resnet50'):
-        detectron2_cfg.apply(settings, PRESETS[extractor].replace(dialect=DETECTRON2, norm='bn'))
+    config = PRESETS['resnet50_fpn'].replace(dialect=DETECTRON2, norm='bn', n_fg_class=3)
+    detectron2_cfg.apply(detectron2_cfg.read_settings(path), config)
 
 
 def _read_config(path: Path) -> None:

@@ -82,10 +82,8 @@ def run_training(model, image, monkeypatch):
 
         return recorded
 
-    for name in ('rpn_targets', 'sample_rois', 'sample_keypoint_rois', 'share_rois', 'mask_targets'):
+    for name in ('rpn_targets', 'sample_rois', 'sample_keypoint_rois', 'share_rois', 'foreground_mask_targets'):
         monkeypatch.setattr(train_chain, name, recording(name, getattr(train_chain, name)))
-    for kind, function in train_chain.INPUT_MASK_TARGETS.items():
-        monkeypatch.setitem(train_chain.INPUT_MASK_TARGETS, kind, recording('mask_targets', function))
     copied = copy.deepcopy(model)
     freeze(copied)
     chain, reporter, reported = MaskRCNNTrainChain(copied, sampling=SAMPLING, gamma=2.0), chainer.Reporter(), {}
@@ -112,7 +110,7 @@ def test_the_trace_equals_the_train_chain(model, monkeypatch):
     np.testing.assert_array_equal(rois.labels, expected.labels)
     np.testing.assert_array_equal(rois.deltas, expected.deltas)
     assert (trace.masks is not None) == model.config.masks
-    np.testing.assert_array_equal(trace.masks.targets, used['mask_targets'])
+    np.testing.assert_array_equal(trace.masks.targets, used['foreground_mask_targets'])
     assert (trace.keypoints is not None) == (model.config.n_keypoint > 0)
     if trace.keypoints is not None:
         keypoint_rois = used['share_rois'][0] if 'share_rois' in used else used['sample_keypoint_rois']

@@ -164,7 +164,7 @@ def _parse_entry(name: str, value: Any) -> _Entry:
     start, end = offsets
     n_bytes = math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize
     if end - start != n_bytes:
-        raise ValueError(f'{shown} has {end - start} bytes, but {n_bytes} by its shape and type')
+        raise ValueError(f'{shown} has {end - start} bytes; its shape and type need {n_bytes}')
     return _Entry(name, kind, tuple(shape), start, end)
 
 
