@@ -94,7 +94,7 @@ def torchvision_settings(config: Config, dialect: Dialect) -> _Settings:
     """Return the arguments of torchvision's models; see :func:`detectron2_settings`.
 
     Returns:
-        Values by the name of the argument; what is not an argument of the model itself has the name of an assignment, such
+        Values by the name of the argument; others have the name of an assignment, such
         as ``'model.rpn.min_size'``, or of the argument in the call that makes a part.
     """
     settings = {

@@ -29,7 +29,7 @@ class SettingNames:
     """The settings that a program's files do not contain, by its own names.
 
     Args:
-        base: What the defaults are those of, for messages; may contain ``{neck}``, FPN or C4.
+        base: The file or the model that has the defaults, for messages; may contain ``{neck}``, FPN or C4.
         values: Returns the settings of a network, given its configuration and the conventions of its file.
         defaults: Returns their defaults, given the program's own network with the same heads.
         format: Returns settings in the form in which the program's user writes them.
