@@ -87,10 +87,10 @@ def test_a_kernel_of_another_signature_is_not_run(load, tmp_path):
 
 
 def change_source(tmp_path, name, old, new):
-    """Change a source file, whose size and time Numba takes for its content."""
+    """Change a source file, whose size and time Numba, and Python with whole seconds, take for its content."""
     path = tmp_path / f'{name}.py'
     path.write_text(path.read_text().replace(old, new))
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 2_000_000_000))
 
 
 def test_a_kernel_of_an_old_source_file_is_not_run_after_a_full_disk(load, tmp_path, monkeypatch):
