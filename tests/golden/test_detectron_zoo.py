@@ -24,7 +24,7 @@ from tests.support.golden import (
 from tests.support.golden_torch import BLOBS, MASK_IOU, ZooCase, compare_stable
 
 CASES = [
-    'R-50-FPN_GN_seed0',
+    pytest.param('R-50-FPN_GN_seed0', marks=pytest.mark.slow),
     pytest.param('X-101-32x8d-FPN_seed0', marks=pytest.mark.slow),
     pytest.param('faster_R-50-FPN_seed0', marks=pytest.mark.slow),
 ]

@@ -29,7 +29,7 @@ CASES = [
     pytest.param(('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'), marks=pytest.mark.slow),
     pytest.param(('torchvision', 'keypointrcnn_resnet50_fpn_seed0'), marks=pytest.mark.slow),
     pytest.param(('torchvision', 'fasterrcnn_resnet50_fpn_seed0'), marks=pytest.mark.slow),
-    ('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'),
+    pytest.param(('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'), marks=pytest.mark.slow),
     pytest.param(('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'), marks=pytest.mark.slow),
     pytest.param(('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'), marks=pytest.mark.slow),
 ]

@@ -101,6 +101,7 @@ def test_gradients(rng, tuning, groups, n_out, n_in, kernel, stride, pad, size):
     np.testing.assert_allclose(gW, weights.grad, rtol=0, atol=1e-6 * gy[:, 0].size + 1e-5)
 
 
+@pytest.mark.slow  # compiles the kernels for float64
 @pytest.mark.parametrize('stride', [1, 2])
 def test_numerical_gradients(rng, stride):
     inputs = make(rng, 2, 3, 2, (3, 3), (5, 6), np.float64)

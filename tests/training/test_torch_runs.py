@@ -71,6 +71,7 @@ def test_fine_tuning_in_the_dialect_of_the_file(program, source, tmp_path):
     assert (sampling['train_pre_nms'], sampling['train_post_nms']) == expected
 
 
+@pytest.mark.slow
 def test_frozen_normalisations_are_trained_on_request(source, tmp_path):
     model = run(source, tmp_path, '--norm', 'bn')
     assert model.config.norm == 'bn' and not model.config.dialect.training.freeze_norms
@@ -78,6 +79,7 @@ def test_frozen_normalisations_are_trained_on_request(source, tmp_path):
     assert not model.extractor.body.res2.block0.conv1.norm.beta.array.any()
 
 
+@pytest.mark.slow
 def test_the_normalisations_of_a_resumed_model_stay_frozen(source, tmp_path):
     """They are batch normalisations whose statistics, gamma and beta are constant."""
     config = mask_rcnn.load(source).config.replace(n_fg_class=3)
