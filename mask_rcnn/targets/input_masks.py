@@ -41,14 +41,13 @@ def bitmap_targets(
         numpy.ndarray: ``(F, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the object has no
         segmentation.
     """
-    targets = np.full((len(rois), size, size), IGNORED, np.int32)
+
+    def crop(segmentation: Segmentation, object_rois: np.ndarray) -> np.ndarray:
+        bitmap = input_bitmap(segmentation, transform)
+        return np.stack([crop_bitmap(bitmap, roi, size) for roi in object_rois])
+
     matched = match_objects(rois, annotations, transform, offset=offset)
-    for i in np.unique(matched):
-        if annotations.segmentations[i]:
-            bitmap = input_bitmap(annotations.segmentations[i], transform)
-            for row in np.flatnonzero(matched == i):
-                targets[row] = crop_bitmap(bitmap, rois[row], size)
-    return targets
+    return _fill_targets(np.int32, rois, annotations, matched, size, crop)
 
 
 def resize_bilinear(bitmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -133,13 +132,13 @@ def roi_align_targets(
         numpy.ndarray: ``(F, M, M)`` float32: the fraction of the samples in each bin that are inside the object; -1
         everywhere if the object has no segmentation.
     """
-    targets = np.full((len(rois), size, size), IGNORED, np.float32)
+
+    def average(segmentation: Segmentation, object_rois: np.ndarray) -> np.ndarray:
+        bitmap = input_bitmap(segmentation, transform, resize=resize_nearest_torch)
+        return average_bitmap(bitmap, object_rois, size, aligned=False)
+
     matched = match_objects(rois, annotations, transform, offset=offset)
-    for i in np.unique(matched):
-        if annotations.segmentations[i]:
-            bitmap = input_bitmap(annotations.segmentations[i], transform, resize=resize_nearest_torch)
-            targets[matched == i] = average_bitmap(bitmap, rois[matched == i], size, aligned=False)
-    return targets
+    return _fill_targets(np.float32, rois, annotations, matched, size, average)
 
 
 def input_polygon_targets(
@@ -161,16 +160,40 @@ def input_polygon_targets(
         numpy.ndarray: ``(F, M, M)`` int32: 1 inside the object, 0 outside; -1 everywhere if the object has no
         segmentation.
     """
-    targets = np.full((len(rois), size, size), IGNORED, np.int32)
-    matched = match_objects(rois, annotations, transform, offset=offset)
-    for i in np.unique(matched):
-        segmentation, rows = annotations.segmentations[i], np.flatnonzero(matched == i)
+
+    def rasterize(segmentation: Segmentation, object_rois: np.ndarray) -> np.ndarray:
         if isinstance(segmentation, dict):
             bitmap = input_bitmap(segmentation, transform, resize=resize_nearest_pillow)
-            targets[rows] = average_bitmap(bitmap, rois[rows], size, aligned=True) >= 0.5
-        elif segmentation:
-            polygons = [_move_polygon(polygon, transform) for polygon in segmentation]
-            targets[rows] = rasterize_polygons([polygons] * len(rows), rois[rows], size, scale=scale_in_float64)
+            return average_bitmap(bitmap, object_rois, size, aligned=True) >= 0.5
+        polygons = [_move_polygon(polygon, transform) for polygon in segmentation]
+        return rasterize_polygons([polygons] * len(object_rois), object_rois, size, scale=scale_in_float64)
+
+    matched = match_objects(rois, annotations, transform, offset=offset)
+    return _fill_targets(np.int32, rois, annotations, matched, size, rasterize)
+
+
+def _fill_targets(
+    dtype: type,
+    rois: np.ndarray,
+    annotations: Annotations,
+    matched: np.ndarray,
+    size: int,
+    make: Callable[[Segmentation, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Return the targets ``(F, M, M)`` of RoIs: -1 for objects without a segmentation.
+
+    Args:
+        dtype: Type of the targets.
+        rois: ``(F, 4)`` float32.
+        annotations: The image's objects.
+        matched: ``(F,)`` index of the object of each RoI.
+        size: Height and width M of the masks.
+        make: Returns the targets ``(R, M, M)`` of a segmentation in some RoIs ``(R, 4)``.
+    """
+    targets = np.full((len(rois), size, size), IGNORED, dtype)
+    for i in np.unique(matched):
+        if annotations.segmentations[i]:
+            targets[matched == i] = make(annotations.segmentations[i], rois[matched == i])
     return targets
 
 

@@ -160,7 +160,7 @@ def test_run_lengths_of_the_input_are_averaged(rng):
 
 @pytest.mark.parametrize('make_targets', [roi_align_targets, input_polygon_targets])
 def test_the_target_is_the_object_whose_box_overlaps_most(make_targets):
-    """RoIs are in the network input, which is twice as large as the image; crowd regions are no targets."""
+    """RoIs are in the network input, which is twice as large as the image; crowd regions are not matched."""
     transform = ImageTransform.top_left((60, 80), 2.0)
     crowd, near, far = rectangle(0, 0, 28, 28), rectangle(0, 0, 14, 28), rectangle(30, 0, 58, 28)
     rois = np.array([[0, 0, 56, 56], [0, 60, 56, 116]], np.float32)
