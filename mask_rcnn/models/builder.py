@@ -7,7 +7,7 @@ import os
 
 import chainer
 
-from mask_rcnn.config import DIALECTS, PRESETS, TORCHVISION, Config, Dialect, fields
+from mask_rcnn.config import DIALECTS, PRESETS, Config, Dialect, fields
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, COCO_SPARSE_CLASS_NAMES
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import escape
@@ -197,15 +197,14 @@ def known_classes(file: ConvertedWeights) -> tuple[str, ...]:
     """Return the names of a file's classes, empty if they are not known.
 
     Args:
-        file: The weights.  If they have no names, those of COCO are used for 80 classes and for the 90 of torchvision
-            (one for each category id up to 90).
+        file: The weights.  If they have no names, those of COCO are used for 80 classes, and for the category ids 1 to
+            90 (torchvision's models).
     """
     if file.kind == 'backbone' or file.class_names:
         return tuple(file.class_names)
-    known: dict[int, tuple[str, ...]] = {len(COCO_CLASS_NAMES): COCO_CLASS_NAMES}
-    if file.config.dialect.name == TORCHVISION.name:
-        known[len(COCO_SPARSE_CLASS_NAMES)] = COCO_SPARSE_CLASS_NAMES
-    return known.get(file.config.n_fg_class, ())
+    if tuple(file.category_ids) == tuple(range(1, len(COCO_SPARSE_CLASS_NAMES) + 1)):
+        return COCO_SPARSE_CLASS_NAMES
+    return COCO_CLASS_NAMES if file.config.n_fg_class == len(COCO_CLASS_NAMES) else ()
 
 
 def convert_norm(model: MaskRCNN, norm: str) -> None:

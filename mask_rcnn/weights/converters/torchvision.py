@@ -81,6 +81,9 @@ _BLOCK = {
 #: The settings of ``faster_rcnn.py`` that no array determines.
 _BASE = PRESETS['resnet50_fpn'].replace(dialect=TORCHVISION, norm='bn', rpn_min_size=1e-3)
 
+#: Number of classes of the COCO models, which have an output for each category id.
+_N_COCO_IDS = 90
+
 #: Epsilon of the normalisations in published files, and in all others.
 _PUBLISHED_EPS, _USUAL_EPS = 0.0, TORCHVISION.backbone.bn_eps
 
@@ -124,7 +127,14 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> ConvertedWeig
         (*warnings, *broken),
         tuple(_assumptions(settings, config)),
     )
-    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path), *person_class(config))
+    return ConvertedWeights('model', FORMAT, config, native, report, sha256(path), *_classes(config))
+
+
+def _classes(config: Config) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the names of the classes, if they are known, and their category ids, those of COCO for 90 classes."""
+    if config.n_fg_class == _N_COCO_IDS:
+        return (), tuple(range(1, _N_COCO_IDS + 1))
+    return person_class(config)
 
 
 def _assumptions(settings: Mapping[str, Any], config: Config) -> Iterable[str]:
