@@ -302,8 +302,8 @@ def map_to_image(boxes: np.ndarray, transform: ImageTransform, dialect: Dialect)
 def finish_boxes(boxes: np.ndarray, dialect: Dialect) -> np.ndarray:
     """Return boxes of detections with integer corners if the dialect has ``detections.integer_boxes``.
 
-    Corners are pixels before, and the second corner is the first pixel after the box then.  Source: Matterport's
-    ``utils.denorm_boxes``.
+    The corners of ``boxes`` are pixels of the box; the second corner of the result is the first pixel after the box.
+    Source: Matterport's ``utils.denorm_boxes``.
 
     Args:
         boxes: ``(R, 4)`` float32 in pixels of the image.
