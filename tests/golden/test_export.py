@@ -1,4 +1,4 @@
-"""Files of the original programs, converted to the native format and back; and exported models in torchvision."""
+"""Files of the original programs, converted to the native format and back; and exported models in other programs."""
 
 import chainer
 import numpy as np
@@ -11,7 +11,7 @@ from mask_rcnn.weights import formats
 from mask_rcnn.weights.exporters.targets import TARGETS
 from mask_rcnn.weights.readers import safe_pickle, torch_file
 from tests.support.golden import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, match, rebuild_pickle
-from tests.support.golden_torch import PROGRAMS, TorchvisionCase
+from tests.support.golden_torch import PROGRAMS, Detectron2Case, TorchvisionCase
 
 RECIPES = [
     ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
@@ -84,9 +84,33 @@ def test_an_exported_model_in_torchvision(golden, program_file, tmp_path):
         found = network.eval()([torch.from_numpy(image.astype(np.float32)) / 255])[0]
     boxes, labels, scores = (found[name].numpy() for name in ('boxes', 'labels', 'scores'))
     source = mask_rcnn.Detections(boxes=boxes[:, XY], labels=labels - 1, scores=scores, size=image.shape[1:])
+    compare_detections(case, source, native)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['mask_rcnn_R_50_FPN_3x', 'mask_rcnn_R_50_C4_3x'])
+def test_an_exported_model_in_detectron2(golden, program_file, tmp_path, model):
+    """detectron2 finds the detections of this program, and those that it found with the original file."""
+    model_zoo = pytest.importorskip('detectron2.model_zoo')
+    engine = pytest.importorskip('detectron2.engine')
+    case = Detectron2Case(golden, f'{model}_seed0')
+    native, path = program_file('detectron2', case.settings['recipe']), tmp_path / 'model.pkl'
+    assert convert.main([str(native), '--to', 'detectron2', '--output', str(path)]) == 0
+    settings = model_zoo.get_config(f'COCO-InstanceSegmentation/{model}.yaml')
+    settings.MODEL.WEIGHTS, settings.MODEL.DEVICE = str(path), 'cpu'
+    image = read_image(case.photo)
+    bgr = np.ascontiguousarray(image[::-1].transpose(1, 2, 0), np.uint8)
+    found = engine.DefaultPredictor(settings)(bgr)['instances']
+    boxes, labels, scores = (values.numpy() for values in (found.pred_boxes.tensor, found.pred_classes, found.scores))
+    source = mask_rcnn.Detections(boxes=boxes[:, XY], labels=labels, scores=scores, size=image.shape[1:])
+    compare_detections(case, source, native)
+
+
+def compare_detections(case, source, native):
+    """Compare the detections of a program that ran an exported file with the case and with those of this program."""
     with chainer.using_config('train', False):
-        (found_native,) = mask_rcnn.load(native).detect([case.photo])
+        (found,) = mask_rcnn.load(native).detect([case.photo])
     limits = {'min_iou': MIN_BOX_IOU, 'max_score_difference': MAX_SCORE_DIFFERENCE}
-    partners = [match(case, detections, **limits) for detections in (source, found_native)]
-    difference = source.scores[partners[0]] - found_native.scores[partners[1]]
+    partners = [match(case, detections, **limits) for detections in (source, found)]
+    difference = source.scores[partners[0]] - found.scores[partners[1]]
     assert np.abs(difference).max() < MAX_SCORE_DIFFERENCE
