@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -44,6 +45,10 @@ CORRUPT_FILE_ERRORS = (
 
 #: Maximum size of an archive's directory in bytes; that of a network with 2000 arrays has about 200 kB.
 _MAX_DIRECTORY = 1 << 22
+
+#: Maximum number of axes of an array, and maximum product of those other than 0: NumPy refuses larger ones even in
+#: arrays without elements.
+_MAX_AXES, _MAX_PRODUCT = 32, 1 << 59
 
 
 @contextlib.contextmanager
@@ -166,6 +171,11 @@ def read_npy_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.nda
     """
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def is_array_shape(shape: Sequence[int]) -> bool:
+    """Return whether NumPy has arrays of a shape, whose sizes are not negative."""
+    return len(shape) <= _MAX_AXES and math.prod(filter(None, shape)) <= _MAX_PRODUCT
 
 
 def zip_member_names(file: BinaryIO, size: int) -> frozenset[str]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import open_weight_file
+from mask_rcnn.weights.files import is_array_shape, open_weight_file
 
 #: Maximum length of the header in bytes; that of a network with 2000 arrays has about 200 kB.  JSON text can become
 #: 25 times its size in memory.
@@ -44,11 +44,6 @@ _DTYPES = {
     'U8': '|u1',
     'BOOL': '|b1',
 }
-
-_MAX_DIMENSIONS = 32
-
-#: Maximum product of the axes other than 0; NumPy refuses larger ones even in arrays without elements.
-_MAX_PRODUCT = 1 << 59
 
 _MAX_TENSORS = 100_000
 
@@ -157,7 +152,7 @@ def _parse_entry(name: str, value: Any) -> _Entry:
     kind, shape, offsets = value['dtype'], value['shape'], value['data_offsets']
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise ValueError(f'{shown} has the type {to_printable_ascii(str(kind))}, not one of {", ".join(_DTYPES)}')
-    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS or math.prod(filter(None, shape)) > _MAX_PRODUCT:
+    if not _are_sizes(shape) or not is_array_shape(shape):
         raise ValueError(f'{shown} has no valid shape')
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f'{shown} has no valid data_offsets')

@@ -29,7 +29,7 @@ import numpy as np
 
 from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
-from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_deflated_zip, open_weight_file
+from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, is_array_shape, open_deflated_zip, open_weight_file
 from mask_rcnn.weights.readers import safe_pickle
 from mask_rcnn.weights.readers.inert_pickle import Inert, InertUnpickler
 from mask_rcnn.weights.readers.state_dicts import USUAL_KEYS, array_shape, find_module, find_state_dict
@@ -74,9 +74,6 @@ _OTHER_DTYPES = {
 _BFLOAT16 = 'torch.BFloat16Storage'
 
 _MAX_DIMENSIONS = 8
-
-#: Maximum product of the axes other than 0; NumPy refuses larger ones even in arrays without elements.
-_MAX_PRODUCT = 1 << 59
 
 #: Maximum ratio of the unpacked members to the archive, which PyTorch does not compress; weights hardly shrink.
 _MAX_GROWTH = 4
@@ -344,8 +341,7 @@ class _Storages:
         count = math.prod(tensor.shape)
         strides = zip(tensor.shape, tensor.strides, strict=True)
         end = tensor.offset + sum((n - 1) * stride for n, stride in strides) + 1
-        is_huge = math.prod(filter(None, tensor.shape)) > _MAX_PRODUCT
-        if is_huge or (count and (end > storage.length or count > storage.length)):
+        if not is_array_shape(tensor.shape) or (count and (end > storage.length or count > storage.length)):
             raise safe_pickle.UnpicklingError(
                 f'is damaged: a tensor of shape {tensor.shape} does not fit into its '
                 f'storage of {counted(storage.length, "element")}'
