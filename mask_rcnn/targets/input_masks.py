@@ -190,7 +190,7 @@ def _fill_targets(
         size: Height and width M of the masks.
         make: Returns the targets ``(R, M, M)`` of a segmentation in some RoIs ``(R, 4)``.
     """
-    targets = np.full((len(rois), size, size), IGNORED, dtype)
+    targets: np.ndarray = np.full((len(rois), size, size), IGNORED, dtype)
     for i in np.unique(matched):
         if annotations.segmentations[i]:
             targets[matched == i] = make(annotations.segmentations[i], rois[matched == i])
