@@ -61,7 +61,7 @@ def test_the_example_of_generated_scenes(names, tmp_path):
 
 @pytest.mark.slow
 def test_the_example_of_a_conversion(tmp_path, monkeypatch):
-    pytest.importorskip('torchvision')
+    pytest.importorskip('torchvision.models.detection')
     monkeypatch.chdir(tmp_path)
     native = constant_model('resnet50_fpn', n_fg_class=3, dialect=TORCHVISION, norm='bn')
     native.box_head.score.b.array[...] = np.arange(4)

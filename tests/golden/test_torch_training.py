@@ -23,7 +23,8 @@ from mask_rcnn.targets.sampling import network_sampling
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from tests.support.anchors import sampled_targets
-from tests.support.golden import XY, import_file, to_host
+from tests.support.golden import XY, to_host
+from tests.support.python_files import import_file
 
 LOSSES = ('rpn_cls_loss', 'rpn_loc_loss', 'roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss')
 #: The layers whose arrays the readers permute: their background and their order of x and y differ.

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tests.support.golden import Case, import_file
+from tests.support.golden import Case
+from tests.support.python_files import import_file
 
 #: The weight files of the public cases: kind, recipe and seed -> the name that the original program gives the file.
 FILE_NAMES = {'detectron': 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz', 'snapshot': 'snapshot_model.npz', 'affine': 'affine.npz'}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar
 
 import chainer
@@ -17,6 +15,7 @@ from mask_rcnn import Detections
 from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.preprocessing.image_transform import ImageTransform
+from tests.support.python_files import import_file
 
 XY = [1, 0, 3, 2]  # (x1, y1, x2, y2) <-> (y1, x1, y2, x2)
 
@@ -31,14 +30,6 @@ MAX_SCORE_ROUNDING = 4e-4
 #: Tolerances of boxes (in pixels) and mask probabilities: a detection may differ as much as noise of 1e-5 on the input
 #: moves it in Detectron, but at least by the first number and at most by the second.  Half of it was measured.
 BOX_LIMITS, MASK_LIMITS = (0.01, 0.1), (4e-3, 0.025)
-
-
-def import_file(path: Path) -> ModuleType:
-    """Import a Python file that is not part of a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def to_host(values: chainer.Variable | Array) -> np.ndarray:

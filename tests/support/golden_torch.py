@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mask_rcnn import Detections
-from tests.support.golden import XY, Case, GoldenCase, import_file, mask_iou
+from tests.support.golden import XY, Case, GoldenCase, mask_iou
+from tests.support.python_files import import_file
 
 #: Largest difference of a blob, in its standard deviations (measured: 9e-5), and of the network input (2.4e-7).
 BLOBS, INPUT = 2e-4, 1e-6

@@ -11,7 +11,8 @@ from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.preprocessing.image_io import to_image_array
 from mask_rcnn.weights import load_arrays
 from mask_rcnn.weights.converters import matterport
-from tests.support.golden import GoldenCase, import_file
+from tests.support.golden import GoldenCase
+from tests.support.python_files import import_file
 
 
 def rebuild_h5(golden: Path, recipe: str, folder: Path) -> Path:

@@ -1,11 +1,8 @@
-"""Arrays of whole networks, and the modules that rebuild the reference weights."""
+"""Arrays of whole networks."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,12 +34,3 @@ def random_arrays(config: Config) -> dict[str, np.ndarray]:
 def used_fields(config: Config) -> dict[str, Any]:
     """Return the fields of a configuration that affect the network."""
     return {name: value for name, value in config.to_dict().items() if name not in config.unused_fields}
-
-
-def import_file(path: Path) -> ModuleType:
-    """Import a Python file that is not on the module search path."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -14,7 +14,8 @@ from mask_rcnn.weights import WeightFileError, formats, load_arrays
 from mask_rcnn.weights.converters import detectron, detectron_cfg
 from mask_rcnn.weights.readers import safe_pickle
 from tests.support.models import constant_model
-from tests.support.weight_arrays import import_file, zeros
+from tests.support.python_files import import_file
+from tests.support.weight_arrays import zeros
 
 # Networks of zeros: the shapes follow Detectron's definitions, and the small heads have values that identify each row.
 

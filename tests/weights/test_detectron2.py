@@ -14,7 +14,8 @@ from mask_rcnn.weights.converters import detectron2, detectron2_cfg
 from mask_rcnn.weights.readers import state_dict_file, torch_file
 from tests.support import torch_bytes
 from tests.support.models import constant_model
-from tests.support.weight_arrays import import_file, zeros
+from tests.support.python_files import import_file
+from tests.support.weight_arrays import zeros
 
 # The names and shapes of ``detectron2.modeling``; the heads of an FPN are narrower.
 

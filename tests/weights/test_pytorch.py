@@ -11,7 +11,8 @@ from mask_rcnn.weights.converters import pytorch
 from mask_rcnn.weights.readers import torch_file
 from tests.support import torch_bytes
 from tests.support.models import constant_model
-from tests.support.weight_arrays import import_file, zeros
+from tests.support.python_files import import_file
+from tests.support.weight_arrays import zeros
 
 
 @pytest.fixture
