@@ -13,6 +13,7 @@ from mask_rcnn.config import Config, Dialect
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.image_lists import check_images, load_listed_image
 from mask_rcnn.ops.boxes.boxes import clip_boxes
+from mask_rcnn.ops.runtime.array_pool import reuse_arrays
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.cuda_graph import graph_settings, run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
@@ -206,6 +207,7 @@ class Predictor:
                 chainer.using_config('train', False),
                 chainer.no_backprop_mode(),
                 cache_weights(),
+                reuse_arrays(),
                 np.errstate(all='ignore'),  # whatever the caller's settings, also for weights of damaged files
             ):
                 x = xs[0] if len(xs) == 1 else network.xp.concatenate(xs)

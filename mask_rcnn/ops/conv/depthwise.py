@@ -12,7 +12,7 @@ import numpy as np
 from chainer.utils import type_check
 
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime import array_pool, cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_first, channels_last, compute_dtype
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
@@ -233,7 +233,7 @@ def _geometry(shape, out_shape, stride, pad):
 def _forward_cpu(x, W, stride, pad, bias=None, low=-np.inf, high=np.inf):
     images, filters = channels_first(x, compute_dtype(x.dtype)), _contiguous(W)
     n_channels, n_images = images.shape[:2]
-    y = np.empty((n_channels, n_images, *_out_size(x.shape[2:], stride, pad)), images.dtype)
+    y = array_pool.empty((n_channels, n_images, *_out_size(x.shape[2:], stride, pad)), images.dtype)
     bias = np.zeros(n_channels, y.dtype) if bias is None else _contiguous(bias)
     low, high = y.dtype.type(low), y.dtype.type(high)
     parallel_for(

@@ -22,6 +22,7 @@ from mask_rcnn.ops.conv.grouped_kernels import Windows, convolve_tiles, correlat
 from mask_rcnn.ops.conv.register_tiles import CHANNELS, TAPS
 from mask_rcnn.ops.conv.tuning import current_tuning
 from mask_rcnn.ops.conv.winograd_transforms import COLUMN_TRANSFORM, IN_TILE, OUT_TILE
+from mask_rcnn.ops.runtime import array_pool
 from mask_rcnn.ops.runtime.parallel import parallel_for
 from mask_rcnn.ops.runtime.vectors import lanes
 
@@ -52,7 +53,7 @@ def convolve(
         relu: Whether to apply ReLU.
     """
     size = ((side + 2 * pad - window) // stride + 1 for side, window in zip(images.shape[2:], W.shape[2:], strict=True))
-    y = np.empty((len(W), images.shape[1], *size), images.dtype)
+    y = array_pool.empty((len(W), images.shape[1], *size), images.dtype)
     _convolve(images, _split(W, groups), stride, (pad, pad), y, bias, residual, relu)
     return y
 

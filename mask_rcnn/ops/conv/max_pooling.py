@@ -8,7 +8,7 @@ import chainer
 import chainer.functions as F
 import numpy as np
 
-from mask_rcnn.ops.runtime import cuda_kernels
+from mask_rcnn.ops.runtime import array_pool, cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, as_nhwc, channels_first, compute_dtype
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for
@@ -68,7 +68,7 @@ def pool_gpu(x: Array, ksize: int, stride: int, pad: int, size: Sequence[int]) -
 def pool_cpu(x: np.ndarray, ksize: int, stride: int, pad: int, size: Sequence[int]) -> np.ndarray:
     """Pool float32 or float64 NumPy arrays; ``size`` is the height and width of the result."""
     images = channels_first(x)
-    y = np.empty((*images.shape[:2], *size), x.dtype)
+    y = array_pool.empty((*images.shape[:2], *size), x.dtype)
     parallel_for(lambda start, stop: _pool_channels(images, ksize, stride, pad, y, start, stop), len(y))
     return as_images(y)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mask_rcnn.ops.roi.common import as_pair, check_arguments, pixel_range
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
-from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime import array_pool, cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, as_nchw, channels_last, compute_dtype, vector_lanes
 
@@ -200,7 +200,7 @@ def forward_cpu(x: np.ndarray, roi_indices: np.ndarray, rows: _Points, columns: 
     """Return the samples (R, C, ...), channels first in memory."""
     dtype = compute_dtype(x.dtype)
     source = x.astype(dtype, copy=False)
-    y = as_images(np.empty((x.shape[1], len(roi_indices), rows.first.shape[1], columns.first.shape[1]), dtype))
+    y = as_images(array_pool.empty((x.shape[1], len(roi_indices), rows.first.shape[1], columns.first.shape[1]), dtype))
     parallel.parallel_for(
         lambda start, stop: _forward_channels(source, roi_indices, rows, columns, start, stop, y), x.shape[1]
     )

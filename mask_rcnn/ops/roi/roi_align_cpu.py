@@ -22,7 +22,7 @@ from mask_rcnn.ops.roi.common import (
     scatter_features,
 )
 from mask_rcnn.ops.roi.roi_align_regions import Regions
-from mask_rcnn.ops.runtime import parallel
+from mask_rcnn.ops.runtime import array_pool, parallel
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first, compute_dtype
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -50,7 +50,7 @@ def forward_cpu(features: Sequence[np.ndarray], regions: Regions) -> np.ndarray:
     if len(levels) and not (levels.min() >= 0 and levels.max() < len(features)):
         raise ValueError(f'levels must be in [0, {len(features)}), got {levels.min()} to {levels.max()}')
     dtype = compute_dtype(features[0].dtype)
-    y = np.empty((features[0].shape[1], len(levels), *regions.bins), dtype)
+    y = array_pool.empty((features[0].shape[1], len(levels), *regions.bins), dtype)
     for level, x in enumerate(features):
         members = regions.members(level)
         if len(members):

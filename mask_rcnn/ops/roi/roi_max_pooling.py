@@ -21,7 +21,7 @@ from mask_rcnn.ops.roi.common import (
     scatter_bins,
 )
 from mask_rcnn.ops.roi.tiles import BIN_THREADS, TILE_THREADS, choose_tile_width, tile_grid
-from mask_rcnn.ops.runtime import cuda_kernels, parallel
+from mask_rcnn.ops.runtime import array_pool, cuda_kernels, parallel
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, channels_first, channels_last, compute_dtype, vector_lanes
 
@@ -212,8 +212,8 @@ def forward_cpu(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the maxima (R, C, ...) and the indices of their pixels in the map (int32, -1 in empty bins)."""
     source = channels_first(x, compute_dtype(x.dtype))
-    y = np.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), source.dtype)
-    argmax = np.empty(y.shape, np.int32)
+    y = array_pool.empty((len(roi_indices), x.shape[1], rows.first.shape[1], columns.first.shape[1]), source.dtype)
+    argmax = array_pool.empty(y.shape, np.int32)
     parallel.parallel_for(
         lambda start, stop: _forward_blocks(source, roi_indices, rows, columns, start, stop, y, argmax),
         count_blocks(x.shape[1]),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,8 +40,24 @@ class _Lease:
     def __init__(self, block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype):
         self._block = block
         self.__array_interface__ = {**block.__array_interface__, 'shape': shape, 'typestr': dtype.str}
-        # At the end of the process, blocks that arrays still use are not reused.
-        weakref.finalize(self, _release, block).atexit = False
+
+
+def lease(
+    block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, release: Callable[[np.ndarray], object]
+) -> np.ndarray:
+    """Return a contiguous array at the start of a block; the block is released when it and all views are deleted.
+
+    Args:
+        block: Contiguous memory, at least as large as the array.
+        shape: Shape of the array.
+        dtype: A numeric or boolean type.
+        release: Called with ``block``, by the thread that deletes the last view or by the garbage collector of any
+            thread, so that it must not wait for a lock.
+    """
+    owner = _Lease(block, shape, dtype)
+    # At the end of the process, blocks that arrays still use are not reused.
+    weakref.finalize(owner, release, block).atexit = False
+    return np.asarray(owner)
 
 
 def allocate(shape: tuple[int, ...], dtype: type) -> tuple[np.ndarray, bool]:
@@ -63,7 +80,7 @@ def allocate(shape: tuple[int, ...], dtype: type) -> tuple[np.ndarray, bool]:
     is_zero = block is None
     if block is None:
         block = np.zeros(_rounded(n_bytes), np.uint8)  # does not access the memory
-    return np.asarray(_Lease(block, shape, item)), is_zero
+    return lease(block, shape, item, _release), is_zero
 
 
 def _take(n_bytes: int) -> np.ndarray | None:
