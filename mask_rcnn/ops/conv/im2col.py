@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mask_rcnn.ops.conv.tuning import ConvTuning, current_tuning
+from mask_rcnn.ops.runtime import array_pool
 from mask_rcnn.ops.runtime.parallel import jit, parallel_for, sum_in_order
 
 
@@ -94,10 +95,10 @@ class Im2colPlan:
             tiles.append(Tile(start, stop, slice(start * self.out_width, stop * self.out_width)))
         return tiles
 
-    def new_buffer(self, tiles: list[Tile], n_rows: int, dtype) -> np.ndarray:
-        """Return memory for ``n_rows`` rows of the largest of some tiles, 1-D."""
+    def buffer_size(self, tiles: list[Tile], n_rows: int) -> int:
+        """Return the number of elements in ``n_rows`` rows of the largest of some tiles."""
         n_units = max((tile.stop - tile.start for tile in tiles), default=0)
-        return np.empty(n_rows * n_units * self.columns_per_unit, dtype)
+        return n_rows * n_units * self.columns_per_unit
 
     def im2col(self, images: np.ndarray, tile: Tile, buffer: np.ndarray) -> np.ndarray:
         """Return a tile of the im2col matrix, ``(patch_size, columns)``: gathered in ``buffer``, or a view of images.
@@ -105,7 +106,7 @@ class Im2colPlan:
         Args:
             images: ``(C, N, H, W)``.
             tile: One of :meth:`tiles`.
-            buffer: From :meth:`new_buffer`, for ``patch_size`` rows.
+            buffer: 1-D memory of :meth:`buffer_size` for ``patch_size`` rows.
         """
         if self.is_pointwise:
             return images.reshape(self.n_channels, -1)[:, tile.columns]
@@ -150,13 +151,14 @@ def convolve(
     bias = np.zeros(len(W), images.dtype) if bias is None else bias
     residual = np.empty((len(W), 0), images.dtype) if residual is None else residual.reshape(len(W), -1)
     has_residual = residual.shape[1] > 0
-    y = residual if overwrite_residual and has_residual else np.empty((len(W), plan.n_columns), images.dtype)
+    empty = array_pool.allocator()
+    y = residual if overwrite_residual and has_residual else empty((len(W), plan.n_columns), images.dtype)
     n_channels = min(plan.tuning.epilogue_channels, len(W))
 
     def convolve_tiles(first, last):
         tiles = plan.tiles(first, last, images.itemsize)
-        buffer = plan.new_buffer(tiles, 0 if plan.is_pointwise else plan.patch_size, images.dtype)
-        product = plan.new_buffer(tiles, n_channels if has_residual else 0, images.dtype)
+        buffer = empty(plan.buffer_size(tiles, 0 if plan.is_pointwise else plan.patch_size), images.dtype)
+        product = empty(plan.buffer_size(tiles, n_channels if has_residual else 0), images.dtype)
         for tile in tiles:
             columns = plan.im2col(images, tile, buffer)
             if has_residual:
@@ -218,7 +220,7 @@ def correlate(images: np.ndarray, gradients: np.ndarray, stride: int, pad: int, 
     def correlate_tiles(first, last):
         partial_sums[first] = total = np.zeros((w_shape[0], plan.patch_size), images.dtype)
         tiles = plan.tiles(first, last, images.itemsize)
-        buffer = plan.new_buffer(tiles, 0 if plan.is_pointwise else plan.patch_size, images.dtype)
+        buffer = np.empty(plan.buffer_size(tiles, 0 if plan.is_pointwise else plan.patch_size), images.dtype)
         for tile in tiles:
             total += matrix[:, tile.columns] @ plan.im2col(images, tile, buffer).T
 

@@ -35,6 +35,7 @@ from mask_rcnn.ops.conv.winograd_transforms import (
     transform_output_by_image,
     transform_output_by_row,
 )
+from mask_rcnn.ops.runtime import array_pool
 from mask_rcnn.ops.runtime.parallel import cpu_count, parallel_for, sum_in_order
 
 _POINTS = IN_TILE * IN_TILE
@@ -80,7 +81,8 @@ def convolve(
     transform_input = transform_input_by_image if plan.by_image else transform_input_by_row
     transform_output = transform_output_by_image if plan.by_image else transform_output_by_row
     weights = _transform_weights(W)
-    y = np.empty((len(W), *plan.out_shape), images.dtype)
+    empty = array_pool.allocator()
+    y = empty((len(W), *plan.out_shape), images.dtype)
     epilogue = (
         np.zeros(len(W), images.dtype) if bias is None else bias,
         np.empty((*y.shape[:3], 0), images.dtype) if residual is None else residual,
@@ -88,7 +90,7 @@ def convolve(
     )
 
     def convolve_blocks(first, last):
-        tile_memory, sum_memory = plan.workspace(len(images), images.dtype), plan.workspace(len(W), images.dtype)
+        tile_memory, sum_memory = (empty(plan.workspace_shape(n), images.dtype) for n in (len(images), len(W)))
         for start, stop in plan.blocks(first, last):
             n_tiles = (stop - start) * plan.tiles_per_unit
             tiles, sums = tile_memory[:, :, :n_tiles], sum_memory[:, :, :n_tiles]
@@ -134,7 +136,9 @@ def correlate(images: np.ndarray, gradients: np.ndarray, pad: int) -> np.ndarray
     def correlate_blocks(first, last):
         partial_sums[first] = total = np.zeros(shape, images.dtype)
         product = np.empty(shape, images.dtype)
-        tile_memory, gradient_memory = (plan.workspace(n, images.dtype) for n in (len(images), len(gradients)))
+        tile_memory, gradient_memory = (
+            np.empty(plan.workspace_shape(n), images.dtype) for n in (len(images), len(gradients))
+        )
         for start, stop in plan.blocks(first, last):
             n_tiles = (stop - start) * plan.tiles_per_unit
             correlate_block(start, stop, tile_memory[:, :, :n_tiles], gradient_memory[:, :, :n_tiles], product, total)
@@ -238,9 +242,9 @@ class TilePlan:
             ranges.append((start, min(start + self._units_per_block, self._n_units)))
         return ranges
 
-    def workspace(self, channels: int, dtype) -> np.ndarray:
-        """Return memory for the transformed tiles of a block, ``(36, channels, tiles)``."""
-        return np.empty((_POINTS, channels, self._units_per_block * self.tiles_per_unit), dtype)
+    def workspace_shape(self, channels: int) -> tuple[int, int, int]:
+        """Return the shape of the memory for the transformed tiles of a block, ``(36, channels, tiles)``."""
+        return _POINTS, channels, self._units_per_block * self.tiles_per_unit
 
 
 def _run_serially(function: Callable[[int, int], object], n: int) -> None:
