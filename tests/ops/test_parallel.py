@@ -266,3 +266,15 @@ def test_partial_sums_are_added_in_the_order_of_the_ranges():
     big, small = np.full(1, 1e8, np.float32), np.full(1, 1, np.float32)
     partial_sums = {2: -big, 0: big, 1: small}
     assert parallel.sum_in_order(partial_sums, (1,), np.float32)[0] == (big + small - big)[0]
+
+
+@pytest.mark.parametrize(('n', 'threads'), [(1, 2), (7, 2), (64, 2), (1000, 3), (61824, 64)])
+def test_ranges_become_smaller(n, threads):
+    """The last ranges are at most a sixteenth of the share of a thread, so that no thread waits long for another."""
+    ranges = parallel._divide(n, threads)
+    sizes = [stop - start for start, stop in ranges]
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == n
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= max(n / threads / 16, 1)
+    assert len(ranges) >= min(n, 4 * threads)

@@ -27,8 +27,8 @@ from mask_rcnn.ops.runtime import kernel_cache
 from mask_rcnn.ops.runtime.compilation import delay_signals_during_compilation
 from mask_rcnn.ops.runtime.thread_pool import DaemonThreadPool
 
-#: Ranges per thread.  More than one, so that a slow range does not delay the other threads.
-_RANGES_PER_THREAD = 4
+#: The smallest ranges per thread, so that all threads end at nearly the same time.
+_SMALLEST_RANGES = 16
 
 #: Names of OpenBLAS's setter and getter of the thread count in its various builds.
 _OPENBLAS_SYMBOLS = tuple(
@@ -95,9 +95,8 @@ def parallel_for(
             return
         pool = _get_pool()
         threads = min(threads, 1 + pool.n_threads)
-        n_ranges = min(n, threads * _RANGES_PER_THREAD)
         # The threads share the iterator of a list: a thread switch cannot interrupt ``next``.
-        ranges = iter([(n * i // n_ranges, n * (i + 1) // n_ranges) for i in range(n_ranges)])
+        ranges = iter(_divide(n, threads))
 
         # A thread may keep run_ranges some time after its end, but must not keep the arrays of the function.
         functions = [function]
@@ -116,6 +115,19 @@ def parallel_for(
             functions.clear()
         for future in futures:
             future.result()
+
+
+def _divide(n: int, threads: int) -> list[tuple[int, int]]:
+    """Return ranges that cover ``range(n)``: large ones first, and small ones for the threads that end early.
+
+    Source: Polychronopoulos and Kuck 1987, "Guided Self-Scheduling".
+    """
+    ranges, start = [], 0
+    while start < n:
+        size = max((n - start) // (2 * threads), n // (_SMALLEST_RANGES * threads), 1)
+        ranges.append((start, min(start + size, n)))
+        start += size
+    return ranges
 
 
 def sum_in_order(partial_sums: dict[int, np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
