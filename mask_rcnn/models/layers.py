@@ -17,6 +17,7 @@ from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
+from mask_rcnn.ops.runtime.memory_layout import flatten_rows
 
 #: Output channels that all engines of cuDNN accept are a multiple of this.
 _CHANNEL_ALIGNMENT = 8
@@ -120,6 +121,8 @@ class Linear(_WithoutInitialGradient, L.Linear):
     def forward(self, x, *, relu=False):  # type: ignore[override]  # no n_batch_axes
         """Map ``(R, C)`` or ``(R, C, H, W)`` to ``(R, O)``, and apply ReLU if ``relu`` is set."""
         path = select_path(x)
+        if path == 'cpu':
+            x = flatten_rows(chainer.as_array(x))
         if path in ('cpu', 'graph'):
             y = super().forward(F.reshape(x, (len(x), math.prod(x.shape[1:]))))  # Chainer fails to flatten 0 rows
             return F.relu(y) if relu else y

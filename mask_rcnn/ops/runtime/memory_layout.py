@@ -5,11 +5,16 @@ On the CPU the channels are outermost in memory, ``(C, N, H, W)``; on a GPU they
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from mask_rcnn.ops.runtime.array import Array, get_array_module
+from mask_rcnn.ops.runtime.parallel import parallel_for
+
+#: The number of bytes to copy that justifies a thread.
+_MIN_BYTES = 1 << 18
 
 
 def channels_first(x: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -20,6 +25,19 @@ def channels_first(x: np.ndarray, dtype: Any = None) -> np.ndarray:
         dtype: Type of the result; by default that of ``x``.
     """
     return np.ascontiguousarray(x.transpose(1, 0, 2, 3), dtype)
+
+
+def flatten_rows(x: np.ndarray) -> np.ndarray:
+    """Return ``(N, ...)`` as a contiguous ``(N, C)``; copy on all CPUs, and only if the memory layout differs."""
+    if x.flags.c_contiguous:
+        return x.reshape(len(x), math.prod(x.shape[1:]))
+    rows = np.empty(x.shape, x.dtype)
+    parallel_for(
+        lambda start, stop: np.copyto(rows[start:stop], x[start:stop]),
+        len(x),
+        min_per_thread=_MIN_BYTES // max(x[:1].nbytes, 1),
+    )
+    return rows.reshape(len(x), -1)
 
 
 def as_images(channels: Array) -> Array:
