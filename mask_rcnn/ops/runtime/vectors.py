@@ -11,6 +11,7 @@ a view, whose count of references costs more than the vector.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -41,6 +42,8 @@ VECTOR_BYTES = _vector_bytes()
 _INT32 = ir.IntType(32)
 #: Without Numba's annotation, which has the parameter of the compiler that a call does not have.
 intrinsic: Any = numba.extending.intrinsic
+#: For functions that need the values of constants.
+constant_intrinsic: Any = numba.extending.intrinsic(prefer_literal=True)
 
 
 def lanes(dtype: Any) -> int:
@@ -96,10 +99,7 @@ def fill(typingctx, value):
     """Return the vector whose elements have one value."""
 
     def generate(context, builder, signature, args):
-        vector = context.get_value_type(signature.return_type)
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = builder.insert_element(undefined, args[0], ir.Constant(_INT32, 0))
-        return builder.shuffle_vector(first, undefined, _indices([0] * vector.count))
+        return _fill(builder, args[0], context.get_value_type(signature.return_type))
 
     return Vector(value)(value), generate
 
@@ -129,12 +129,80 @@ def multiply_add(typingctx, a, b, c):
     """Return ``a * b + c`` of three vectors, rounded once on CPUs that have such an instruction."""
 
     def generate(context, builder, signature, args):
-        vector = args[0].type
-        name = f'llvm.fmuladd.v{vector.count}f{c.dtype.bitwidth}'
-        function = get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        return builder.call(function, args)
+        return _multiply_add(builder, *args)
 
     return c(c, c, c), generate
+
+
+@constant_intrinsic
+def repeat(typingctx, value, n):
+    """Return a tuple that contains a vector or a tuple ``n`` times; ``n`` is a constant."""
+    if not isinstance(n, types.IntegerLiteral):
+        raise errors.TypingError(f'the length of a tuple of vectors must be a constant, not {n}')
+
+    def generate(context, builder, signature, args):
+        return context.make_tuple(builder, signature.return_type, [args[0]] * n.literal_value)
+
+    return types.UniTuple(value, n.literal_value)(value, n), generate
+
+
+@intrinsic
+def add_outer_product(typingctx, sums, factors, first_factor, array, index):
+    """Return sums to which the products of factors and vectors are added, each factor times each vector.
+
+    ``sums`` contains a tuple of vectors for each factor.  The factors are elements of the array ``factors``, beginning
+    at ``first_factor``; the vectors are adjacent in ``array``, beginning at ``index``.
+    """
+    _check_contiguous(factors)
+    _check_contiguous(array)
+
+    def generate(context, builder, signature, args):
+        totals, *place, vectors, first = args
+        vector, row_type = sums.dtype.dtype, sums.dtype
+        value_type, element_bytes = context.get_value_type(vector), array.dtype.bitwidth // 8
+        steps = [first.type(v * vector.lanes) for v in range(row_type.count)]
+        pointers = [_pointer(context, builder, array, vectors, builder.add(first, step)) for step in steps]
+        values = [builder.load(pointer, align=element_bytes) for pointer in pointers]
+        rows = []
+        for c in range(sums.count):
+            index = builder.add(place[1], first.type(c))
+            factor = builder.load(_element_pointer(context, builder, factors, place[0], index))
+            row = builder.extract_value(totals, c)
+            products = [
+                _multiply_add(builder, _fill(builder, factor, value_type), value, builder.extract_value(row, v))
+                for v, value in enumerate(values)
+            ]
+            rows.append(context.make_tuple(builder, row_type, products))
+        return context.make_tuple(builder, signature.return_type, rows)
+
+    return sums(sums, factors, types.intp, array, types.intp), generate
+
+
+@intrinsic
+def store_rows(typingctx, array, index, step, rows):
+    """Write tuples of vectors to an array: row ``i`` begins at the element ``index + i * step``."""
+    _check_contiguous(array)
+
+    def generate(context, builder, signature, args):
+        for pointer, vector in _row_pointers(context, builder, signature, args):
+            builder.store(vector, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, rows), generate
+
+
+@intrinsic
+def add_to_rows(typingctx, array, index, step, rows):
+    """Add tuples of vectors to an array; see :func:`store_rows`."""
+    _check_contiguous(array)
+
+    def generate(context, builder, signature, args):
+        for pointer, vector in _row_pointers(context, builder, signature, args):
+            total = builder.load(pointer, align=array.dtype.bitwidth // 8)
+            builder.store(builder.fadd(total, vector), pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, rows), generate
 
 
 @intrinsic
@@ -171,9 +239,39 @@ def _check_contiguous(array_type: Any) -> None:
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     """Return the address of the vector that begins at an index of an array."""
-    data = context.make_array(array_type)(context, builder, array).data
     vector = context.get_value_type(Vector(array_type.dtype))
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+    return builder.bitcast(_element_pointer(context, builder, array_type, array, index), vector.as_pointer())
+
+
+def _row_pointers(context: Any, builder: Any, signature: Any, args: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the address and the value of each vector of :func:`store_rows`."""
+    array_type, _, _, rows_type = signature.args
+    array, index, step, rows = args
+    for i in range(rows_type.count):
+        row, row_index = builder.extract_value(rows, i), builder.add(index, builder.mul(step, index.type(i)))
+        for v in range(rows_type.dtype.count):
+            place = builder.add(row_index, index.type(v * rows_type.dtype.dtype.lanes))
+            yield _pointer(context, builder, array_type, array, place), builder.extract_value(row, v)
+
+
+def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Return the address of an element of an array."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def _fill(builder: Any, value: Any, vector: Any) -> Any:
+    """Return the vector of LLVM's type ``vector`` whose elements have one value."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, undefined, _indices([0] * vector.count))
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return ``a * b + c`` of three vectors."""
+    vector = a.type
+    name = f'llvm.fmuladd.v{vector.count}{"f32" if vector.element == ir.FloatType() else "f64"}'
+    function = get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+    return builder.call(function, [a, b, c])
 
 
 def _indices(values: list[int]) -> ir.Constant:
