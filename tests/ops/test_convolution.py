@@ -9,7 +9,7 @@ import pytest
 from chainer import gradient_check
 from chainer.utils.type_check import InvalidType
 
-from mask_rcnn.ops.conv import convolution, winograd
+from mask_rcnn.ops.conv import convolution, im2col, winograd
 from mask_rcnn.ops.conv.convolution import (
     Backend,
     apply_epilogue,
@@ -23,6 +23,7 @@ from mask_rcnn.ops.conv.im2col import Im2colPlan
 from mask_rcnn.ops.conv.tuning import ConvTuning, current_tuning, using_tuning
 from mask_rcnn.ops.conv.winograd import TilePlan
 from mask_rcnn.ops.cudnn_frontend import using_precision
+from mask_rcnn.ops.runtime import parallel
 from mask_rcnn.ops.runtime.memory_layout import channels_first
 from tests.support import cudnn_stand_in
 
@@ -50,7 +51,7 @@ SMALL_TILES = dict(
     tile_bytes=1,
     min_tile_columns=1,
     pointwise_tile_columns=1,
-    epilogue_channels=1,
+    panel_bytes=1,
     col2im_bytes=1,
     winograd_block_bytes=1,
     min_winograd_block_tiles=1,
@@ -311,6 +312,22 @@ def test_the_backend_follows_from_the_arrays(rng):
     x, W, b = arrays(rng, (3, 3), (5, 5))
     assert choose_backend(x, W, b) is choose_backend(x, W, None) is choose_backend(x.astype('d')) is Backend.CPU
     assert choose_backend(x, W.astype('d')) is choose_backend(x.astype('e'), W.astype('e')) is Backend.CHAINER
+
+
+@pytest.mark.parametrize('size', [(1, 1), (6, 9), (40, 31)])
+def test_the_number_of_threads_does_not_change_the_bits_of_im2col(rng, monkeypatch, size):
+    """Few columns are divided by their output channels; the last panel is not full."""
+    x = rng.standard_normal((1, 5, *size)).astype(np.float32)
+    W, b = rng.standard_normal((70, 5, 3, 3)).astype(np.float32), rng.standard_normal(70).astype(np.float32)
+    results = []
+    for n_threads in (1, 2, 7):
+        monkeypatch.setattr(parallel, 'cpu_count', lambda n=n_threads: n)
+        monkeypatch.setattr(im2col, 'cpu_count', lambda n=n_threads: n)
+        with using_tuning(IM2COL):
+            results.append(convolve(x, W, b, pad=1, stride=2, relu=True))
+    np.testing.assert_allclose(results[0], np.maximum(F.convolution_2d(x, W, b, 2, 1).array, 0), rtol=1e-5, atol=1e-5)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_im2col_tiles_cover_all_units():

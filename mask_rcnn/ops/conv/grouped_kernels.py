@@ -180,10 +180,7 @@ def copy_rows(image, top, left, stride, lanes, target):
             continue
         row[:begin] = 0
         row[end:] = 0
-        if stride == 1:
-            _copy(image[y, left + begin : left + end], row[begin:end])
-        else:
-            _copy_strided(image[y, left + begin * stride :], stride, lanes, row[begin:end])
+        copy_strided(image[y, left + begin * stride :], stride, lanes, row[begin:end])
 
 
 @jit
@@ -193,7 +190,11 @@ def _copy(source, target):
 
 
 @jit
-def _copy_strided(source, stride, lanes, target):
+def copy_strided(source, stride, lanes, target):
+    """Copy every ``stride``-th element of ``source``, beginning with the first one, until ``target`` is full."""
+    if stride == 1:
+        _copy(source, target)
+        return
     done = 0
     if stride == 2:
         done = min(target.size, source.size // 2) // lanes * lanes

@@ -1,9 +1,11 @@
-"""Convolution on the CPU as a matmul of the weights and the im2col matrix, tile by tile.
+"""Convolution on the CPU as a matmul of the weights and the im2col matrix, some columns at a time.
 
 The im2col matrix has one row for each input channel and kernel element, and one column for each output pixel: the
-output rows of all images, one after the other.  It never exists as a whole.  Each thread gathers tiles of it that fit
-in its cache, multiplies them and applies the epilogue.  A pointwise convolution needs no gathering: its im2col matrix
-is the image batch.
+output rows of all images, one after the other.  It never exists as a whole.  Each thread gathers columns that fit in
+its cache, multiplies them and applies the epilogue.
+
+The forward pass multiplies panels (:mod:`mask_rcnn.ops.conv.matmul_tiles`) and applies the epilogue to each tile of
+sums.  The gradients multiply tiles of the matrix with NumPy's BLAS.
 
 Images are contiguous and channels first here, ``(C, N, H, W)``.
 """
@@ -14,9 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mask_rcnn.ops.conv.im2col_panels import Windows, convolve_panels, gather_row, valid_range
+from mask_rcnn.ops.conv.matmul_tiles import CHANNELS, pack_weights, panel_width
 from mask_rcnn.ops.conv.tuning import ConvTuning, current_tuning
 from mask_rcnn.ops.runtime import array_pool
-from mask_rcnn.ops.runtime.parallel import jit, parallel_for, sum_in_order
+from mask_rcnn.ops.runtime.parallel import cpu_count, jit, parallel_for, sum_in_order
+from mask_rcnn.ops.runtime.vectors import lanes
+
+#: Units of a convolution per thread, so that the threads end at nearly the same time.
+_UNITS_PER_THREAD = 8
 
 
 class Tile(NamedTuple):
@@ -57,6 +65,9 @@ class Im2colPlan:
         self.patch_size = self.n_channels * self.kernel[0] * self.kernel[1]
         #: Whether the image batch itself is the im2col matrix.
         self.is_pointwise = self.kernel == (1, 1) and pad == 0 and stride == 1
+        self.windows = Windows(
+            self.kernel[0], self.kernel[1], stride, pad, self.out_height, self.out_width, self.is_pointwise
+        )
         #: Whether the windows cover the images without overlap.
         self.is_non_overlapping = (
             self.kernel == (stride, stride)
@@ -95,10 +106,10 @@ class Im2colPlan:
             tiles.append(Tile(start, stop, slice(start * self.out_width, stop * self.out_width)))
         return tiles
 
-    def buffer_size(self, tiles: list[Tile], n_rows: int) -> int:
-        """Return the number of elements in ``n_rows`` rows of the largest of some tiles."""
+    def new_buffer(self, tiles: list[Tile], n_rows: int, dtype) -> np.ndarray:
+        """Return memory for ``n_rows`` rows of the largest of some tiles, 1-D."""
         n_units = max((tile.stop - tile.start for tile in tiles), default=0)
-        return n_rows * n_units * self.columns_per_unit
+        return np.empty(n_rows * n_units * self.columns_per_unit, dtype)
 
     def im2col(self, images: np.ndarray, tile: Tile, buffer: np.ndarray) -> np.ndarray:
         """Return a tile of the im2col matrix, ``(patch_size, columns)``: gathered in ``buffer``, or a view of images.
@@ -106,13 +117,13 @@ class Im2colPlan:
         Args:
             images: ``(C, N, H, W)``.
             tile: One of :meth:`tiles`.
-            buffer: 1-D memory of :meth:`buffer_size` for ``patch_size`` rows.
+            buffer: From :meth:`new_buffer`, for ``patch_size`` rows.
         """
         if self.is_pointwise:
             return images.reshape(self.n_channels, -1)[:, tile.columns]
         n_columns = tile.columns.stop - tile.columns.start
         columns = buffer[: self.patch_size * n_columns].reshape(self.patch_size, n_columns)
-        _gather(images, columns, self.kernel, self.stride, self.pad, self.out_height, self.out_width, *tile[:2])
+        _gather(images, self.windows, tile.columns.start, tile.columns.stop, lanes(images.dtype), columns)
         return columns
 
     def add_col2im(self, columns: np.ndarray, images: np.ndarray, tile: Tile) -> None:
@@ -146,33 +157,26 @@ def convolve(
         overwrite_residual: Whether the result may overwrite ``residual``.
     """
     plan = Im2colPlan(images.shape, W.shape, stride, pad)
-    weights = W.reshape(len(W), -1)
-    has_epilogue = bias is not None or residual is not None or relu
-    bias = np.zeros(len(W), images.dtype) if bias is None else bias
+    weights = pack_weights(W.reshape(len(W), -1))
+    bias = np.zeros(len(W), images.dtype) if bias is None else np.ascontiguousarray(bias, images.dtype)
     residual = np.empty((len(W), 0), images.dtype) if residual is None else residual.reshape(len(W), -1)
-    has_residual = residual.shape[1] > 0
     empty = array_pool.allocator()
-    y = residual if overwrite_residual and has_residual else empty((len(W), plan.n_columns), images.dtype)
-    n_channels = min(plan.tuning.epilogue_channels, len(W))
+    y = residual if overwrite_residual and residual.size > 0 else empty((len(W), plan.n_columns), images.dtype)
+    width = panel_width(images.dtype)
+    n_panels = -(-plan.n_columns // width)
+    n_parts = max(min(_UNITS_PER_THREAD * cpu_count() // max(n_panels, 1), len(weights)), 1)
+    panel_size = plan.patch_size * width
+    n_gathered = max(plan.tuning.panel_bytes // max(panel_size * images.itemsize, 1), 1)
+    epilogue = bias, residual, relu
 
-    def convolve_tiles(first, last):
-        tiles = plan.tiles(first, last, images.itemsize)
-        buffer = empty(plan.buffer_size(tiles, 0 if plan.is_pointwise else plan.patch_size), images.dtype)
-        product = empty(plan.buffer_size(tiles, n_channels if has_residual else 0), images.dtype)
-        for tile in tiles:
-            columns = plan.im2col(images, tile, buffer)
-            if has_residual:
-                for start in range(0, len(W), n_channels):
-                    part = slice(start, start + n_channels)
-                    sums = product[: len(weights[part]) * columns.shape[1]].reshape(-1, columns.shape[1])
-                    np.matmul(weights[part], columns, out=sums)
-                    store_with_epilogue(sums, bias[part], residual[part], relu, y[part], tile.columns.start)
-            else:
-                np.matmul(weights, columns, out=y[:, tile.columns])
-                if has_epilogue:
-                    apply_epilogue_to_rows(y[:, tile.columns], bias, residual, relu)
+    def convolve_units(first, last):
+        memory = empty(CHANNELS * width + min(n_gathered, last - first) * panel_size, images.dtype)
+        convolve_panels(
+            images, weights, *epilogue, plan.windows, n_parts, width, lanes(images.dtype), memory, y, first, last
+        )
 
-    parallel_for(convolve_tiles, plan.n_units, min_per_thread=plan.min_units, uses_blas=True)
+    min_units = plan.tuning.min_multiplications * n_parts // max(panel_size * len(W), 1) + 1
+    parallel_for(convolve_units, n_parts * n_panels, min_per_thread=min_units)
     return y.reshape(plan.out_shape)
 
 
@@ -220,7 +224,7 @@ def correlate(images: np.ndarray, gradients: np.ndarray, stride: int, pad: int, 
     def correlate_tiles(first, last):
         partial_sums[first] = total = np.zeros((w_shape[0], plan.patch_size), images.dtype)
         tiles = plan.tiles(first, last, images.itemsize)
-        buffer = np.empty(plan.buffer_size(tiles, 0 if plan.is_pointwise else plan.patch_size), images.dtype)
+        buffer = plan.new_buffer(tiles, 0 if plan.is_pointwise else plan.patch_size, images.dtype)
         for tile in tiles:
             total += matrix[:, tile.columns] @ plan.im2col(images, tile, buffer).T
 
@@ -257,51 +261,13 @@ def apply_epilogue_to_rows(rows, bias, residual, relu):
 
 
 @jit
-def store_with_epilogue(product, bias, residual, relu, y, start):
-    """Apply the epilogue to ``product`` ``(O, n)`` and write it to the columns of ``y`` that begin at ``start``.
-
-    ``y`` may be the residual.
-    """
-    for i in range(len(product)):
-        row, columns = product[i], slice(start, start + product.shape[1])
-        bias_residual_relu(row, bias[i], residual[i, columns], relu)
-        y[i, columns] = row
-
-
-@jit
-def _valid_range(offset, stride, size, n_out):
-    """Return the range of output positions whose input position is inside of an axis of ``size`` pixels.
-
-    ``offset`` is the input position of output position 0 and may be negative.
-    """
-    first = 0 if offset >= 0 else (-offset + stride - 1) // stride
-    last = (size - 1 - offset) // stride + 1 if size > offset else 0
-    return min(first, n_out), max(min(last, n_out), 0)
-
-
-@jit
-def _gather(images, columns, kernel, stride, pad, out_height, out_width, start, stop):
-    """Write the windows of output rows ``start`` to ``stop`` to ``columns`` (im2col)."""
-    n_channels, height, width = images.shape[0], images.shape[2], images.shape[3]
-    for c in range(n_channels):
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                tap = (c * kernel[0] + i) * kernel[1] + j
-                left, right = _valid_range(j - pad, stride, width, out_width)
-                for row in range(start, stop):
-                    values = columns[tap, (row - start) * out_width : (row - start + 1) * out_width]
-                    y = row % out_height * stride + i - pad
-                    if y < 0 or y >= height or left >= right:
-                        values[:] = 0
-                        continue
-                    source = images[c, row // out_height, y]
-                    values[:left] = 0
-                    values[right:] = 0
-                    if stride == 1:
-                        values[left:right] = source[left + j - pad : right + j - pad]
-                    else:
-                        for x in range(left, right):
-                            values[x] = source[x * stride + j - pad]
+def _gather(images, windows, start, stop, lanes, columns):
+    """Write the columns ``start`` to ``stop`` of the im2col matrix to ``columns``."""
+    for c in range(images.shape[0]):
+        for i in range(windows.height):
+            for j in range(windows.width):
+                k = (c * windows.height + i) * windows.width + j
+                gather_row(images[c], windows, i, j, start, stop, lanes, columns[k])
 
 
 @jit
@@ -312,7 +278,7 @@ def _scatter_add(columns, images, kernel, stride, pad, out_height, out_width, st
         for i in range(kernel[0]):
             for j in range(kernel[1]):
                 tap = (c * kernel[0] + i) * kernel[1] + j
-                left, right = _valid_range(j - pad, stride, width, out_width)
+                left, right = valid_range(j - pad, stride, width, out_width)
                 for row in range(start, stop):
                     y = row % out_height * stride + i - pad
                     if y < 0 or y >= height:
