@@ -30,7 +30,7 @@ from mask_rcnn.io.atomic_file import created_folders, is_replaced, is_standard_o
 from mask_rcnn.io.console import print_line, print_lines
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ConvertedWeights, person_class
-from mask_rcnn.weights.converters.settings import OtherNetworkError
+from mask_rcnn.weights.converters.settings import OtherNetworkError, SettingError
 from mask_rcnn.weights.exporters.targets import TARGETS, check_suffix, default_name, export_weights
 from mask_rcnn.weights.files import sha256
 
@@ -238,18 +238,22 @@ def _read(path: Path, args: argparse.Namespace) -> ConvertedWeights:
         if args.output is None and args.to == 'npz':
             raise UsageError(f'{path} is {format.title}: name the file to write with --output')
     settings = _read_settings(path, format, args.config)
+    names = {} if format.settings is None else format.settings.options
+    given = {names[name]: changes.pop(name) for name in tuple(changes) if name in names}
     try:
-        if format.settings is not None:
-            names = format.settings.options
-            settings |= {names[name]: changes.pop(name) for name in tuple(changes) if name in names}
         if 'bn_eps' in changes:
             raise ValueError(f'--bn-eps is for the files of torchvision; {path} is {format.title}')
-        file = formats.read(path, settings, **options)
+        file = formats.read(path, settings | given, **options)
         return _replace_settings(file, changes | _roi_changes(args, file))
     except WeightFileError:
         raise
     except OtherNetworkError as error:  # no option has such a setting
         raise WeightFileError(args.config, str(error)) from None
+    except SettingError as error:
+        is_in_file = bool(settings) if error.name is None else error.name in settings
+        if is_in_file and error.name not in given:
+            raise WeightFileError(args.config, str(error)) from None
+        raise UsageError(str(error)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -33,7 +33,7 @@ from mask_rcnn.weights.converters import (
     torchvision_cfg,
 )
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights, backbone_name, network_name
-from mask_rcnn.weights.converters.settings import FileSettings
+from mask_rcnn.weights.converters.settings import FileSettings, OtherNetworkError, SettingError
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_weight_file, zip_member_names
 from mask_rcnn.weights.native import read_weights
@@ -177,7 +177,9 @@ def read(
     Raises:
         WeightFileError: The format is unknown, the file is damaged or not supported, the settings contradict it, or
             there are settings for a format that takes none.
-        ValueError: A setting is not valid or is that of another network, or the network cannot run in the dialect.
+        SettingError: Settings are not valid.
+        OtherNetworkError: Settings are those of another network.
+        ValueError: The network cannot run in the dialect.
     """
     format = detect_format(path)
     if settings and not format.takes_settings:
@@ -189,11 +191,11 @@ def read(
             file = format.read(path, settings or {})
         else:
             file = format.read(path, bn2affine=bn2affine) if format.takes_bn2affine else format.read(path)
-    except WeightFileError:
+    except (WeightFileError, SettingError, OtherNetworkError):
         raise
     except ValueError as error:
         if settings:
-            raise
+            raise SettingError(str(error)) from None
         raise WeightFileError(path, f'its network is not supported: {to_printable_ascii(str(error), 200)}') from None
     except MemoryError:
         raise WeightFileError(path, 'does not fit into memory') from None

@@ -16,7 +16,7 @@ from mask_rcnn.cli import convert
 from mask_rcnn.config import DENA, DIALECTS, Config
 from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from mask_rcnn.weights import ModelMeta, Source, WeightFileError, formats, read_weights, write_weights
-from mask_rcnn.weights.converters import detectron, matterport_cfg
+from mask_rcnn.weights.converters import detectron, detectron2_cfg, matterport_cfg
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
 from mask_rcnn.weights.exporters import targets
 
@@ -206,6 +206,36 @@ def test_settings_that_matterports_files_lack(source, monkeypatch, tmp_path, cap
     source()
     assert convert.main([*arguments, '--config', str(settings)]) == 1
     assert 'takes no settings (--config)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('settings', 'options', 'is_in_file', 'error'),
+    [
+        ('MODEL: {RPN: {NMS_THRESH: 3}}', '', True, 'MODEL.RPN.NMS_THRESH must be a number from 0 to 1, not 3'),
+        ('INPUT: {MAX_SIZE_TEST: -1}', '--min-size 9', True, 'INPUT.MAX_SIZE_TEST must be a positive integer, not -1'),
+        ('INPUT: {MAX_SIZE_TEST: 64}', '--min-size 300', True, 'need 0 < min_size <= max_size, got 300 and 64'),
+        ('INPUT: {MIN_SIZE_TEST: 9}', '--anchor-sizes 1e9', False, 'MODEL.ANCHOR_GENERATOR.SIZES must be a list of'),
+        ('', '--anchor-sizes 1e9', False, 'MODEL.ANCHOR_GENERATOR.SIZES must be a list of positive numbers'),
+        ('', '--min-size 4000', False, 'need 0 < min_size <= max_size, got 4000 and 1333'),
+    ],
+)
+def test_errors_name_the_file_of_invalid_settings(
+    source, monkeypatch, tmp_path, capsys, settings, options, is_in_file, error
+):
+    path, file = source(), tmp_path / 'config.yaml'
+    weights = formats.read(path)
+
+    def read(path, settings):
+        return dataclasses.replace(weights, config=detectron2_cfg.apply(settings, weights.config)[0])
+
+    read_as(monkeypatch, read, settings=detectron2_cfg.FILE_SETTINGS)
+    arguments = [str(path), '--output', str(tmp_path / 'out.npz'), *options.split()]
+    if settings:
+        file.write_text(settings)
+        arguments += ['--config', str(file)]
+    assert convert.main(arguments) == (1 if is_in_file else 2)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f'error: {f"{file}: " if is_in_file else ""}{error}' in message
 
 
 def test_native_files_need_no_conversion(source, monkeypatch, tmp_path, capsys):

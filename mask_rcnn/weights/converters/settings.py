@@ -33,6 +33,19 @@ class OtherNetworkError(ValueError):
         )
 
 
+class SettingError(ValueError):
+    """A setting is not valid, or several are not valid together.
+
+    Args:
+        problem: What is wrong, and what would be right.
+        name: Name of the setting; ``None`` for several.
+    """
+
+    def __init__(self, problem: str, name: str | None = None) -> None:
+        super().__init__(problem)
+        self.name = name
+
+
 @dataclass(frozen=True)
 class FileSettings:
     """The settings that the files of a format do not contain.
@@ -143,12 +156,12 @@ def convert_setting(name: str, value: Any, convert: Callable[[Any], Any]) -> Any
         convert: A function such as :func:`positive_integer`.
 
     Raises:
-        ValueError: The value is not valid; the message names the setting and what is right.
+        SettingError: The value is not valid; the message names the setting and what is right.
     """
     try:
         return convert(value)
     except ValueError as error:
-        raise ValueError(f'{name} must be {error}, not {format_value(value)}') from None
+        raise SettingError(f'{name} must be {error}, not {format_value(value)}', name) from None
 
 
 def convert_settings(settings: Mapping[str, Any], mapped: Iterable[Setting]) -> dict[str, Any]:
