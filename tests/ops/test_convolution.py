@@ -21,7 +21,6 @@ from mask_rcnn.ops.conv.convolution import (
 )
 from mask_rcnn.ops.conv.im2col import Im2colPlan
 from mask_rcnn.ops.conv.tuning import ConvTuning, current_tuning, using_tuning
-from mask_rcnn.ops.conv.winograd import TilePlan
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime import parallel
 from mask_rcnn.ops.runtime.memory_layout import channels_first
@@ -44,8 +43,6 @@ GEOMETRIES = [  # kernel, stride, pad, size
 IM2COL = ConvTuning(min_multiplications=0, min_winograd_work=0, min_winograd_channels=1 << 30)
 #: Uses all threads, and Winograd's algorithm for all 3x3 convolutions of stride 1.
 WINOGRAD = ConvTuning(min_multiplications=0, min_winograd_work=0, min_winograd_channels=1, min_winograd_tiles=1)
-WINOGRAD_BY_ROW = replace(WINOGRAD, min_images_by_image=1000)
-WINOGRAD_BY_IMAGE = replace(WINOGRAD, min_images_by_image=1)
 #: Makes all tiles and blocks as small as possible.
 SMALL_TILES = dict(
     tile_bytes=1,
@@ -55,6 +52,7 @@ SMALL_TILES = dict(
     col2im_bytes=1,
     winograd_block_bytes=1,
     min_winograd_block_tiles=1,
+    min_winograd_correlated_tiles=1,
 )
 
 
@@ -62,10 +60,8 @@ SMALL_TILES = dict(
     params=[
         pytest.param(IM2COL, id='one tile'),
         pytest.param(replace(IM2COL, **SMALL_TILES), id='small tiles'),
-        pytest.param(WINOGRAD_BY_ROW, id='Winograd'),
-        pytest.param(replace(WINOGRAD_BY_ROW, **SMALL_TILES), id='Winograd in blocks'),
-        pytest.param(WINOGRAD_BY_IMAGE, id='Winograd by image'),
-        pytest.param(replace(WINOGRAD_BY_IMAGE, **SMALL_TILES), id='Winograd by image in blocks'),
+        pytest.param(WINOGRAD, id='Winograd'),
+        pytest.param(replace(WINOGRAD, **SMALL_TILES), id='Winograd in blocks'),
     ]
 )
 def tuning(request):
@@ -343,13 +339,3 @@ def test_im2col_tiles_cover_all_units():
         (14, 16),
     ]
     assert all(tile.columns == slice(7 * tile.start, 7 * tile.stop) for tile in tiles)
-
-
-def test_threads_get_equal_numbers_of_winograd_tiles(monkeypatch):
-    """The RPN of a C4 network, 13 rows of tiles, becomes 7 and 6 rows for two threads, not 12 and 1."""
-    monkeypatch.setattr(winograd, 'cpu_count', lambda: 2)
-    plan = TilePlan((1024, 1, 50, 84), 1024, 1, 4)
-    assert [stop - start for start, stop in plan.blocks(0, 2)] == [7, 6]
-    plan = TilePlan((512, 500, 7, 7), 512, 1, 4, may_tile_by_image=True)
-    assert plan.by_image and plan.tiles_per_unit == 4
-    assert [4 * (stop - start) for start, stop in plan.blocks(0, 8)] == [*7 * [256], 208]

@@ -18,6 +18,52 @@ def compute(values, factors, n, out):
     return vectors.sum_lanes(a)
 
 
+@jit
+def rearrange(a, b, n, out):
+    first, second = vectors.load(a, 0), vectors.load(b, 0)
+    vectors.store(out, 0, vectors.even_lanes(first, second))
+    vectors.store(out, n, vectors.odd_lanes(first, second))
+    vectors.store(out, 2 * n, vectors.interleave_lower(first, second))
+    vectors.store(out, 3 * n, vectors.interleave_upper(first, second))
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_interleaving_is_the_inverse_of_separating(dtype):
+    n = vectors.lanes(dtype)
+    values = np.arange(2 * n, dtype=dtype)
+    out = np.zeros((5, n), dtype)
+    rearrange(values[:n], values[n:], n, out)
+    np.testing.assert_array_equal(out[0], values[::2])
+    np.testing.assert_array_equal(out[1], values[1::2])
+    rearrange(values[::2].copy(), values[1::2].copy(), n, out)
+    np.testing.assert_array_equal(out[2:4].reshape(-1), values)
+    assert not out[4].any()
+
+
+@jit
+def copy_first(values, i, n, out, o):
+    vectors.store_first(out, o, n, vectors.load_first(values, i, n))
+
+
+@jit
+def load_some(values, i, n, out):
+    vectors.store(out, 0, vectors.load_first(values, i, n))
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_only_the_first_elements_are_read_and_written(dtype):
+    n_lanes = vectors.lanes(dtype)
+    values = np.arange(1, 2 * n_lanes + 1, dtype=dtype)
+    for n in range(n_lanes + 1):
+        out = np.full(2 * n_lanes, -1, dtype)
+        copy_first(values, 2 * n_lanes - n, n, out, 3)
+        np.testing.assert_array_equal(out[3 : 3 + n], values[2 * n_lanes - n :])
+        assert (out[:3] == -1).all() and (out[3 + n :] == -1).all()
+        load_some(values, 2 * n_lanes - n, n, out)
+        np.testing.assert_array_equal(out[:n], values[2 * n_lanes - n :])
+        assert not out[n:n_lanes].any()
+
+
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_vectors_equal_numpy(rng, dtype):
     n = vectors.lanes(dtype)

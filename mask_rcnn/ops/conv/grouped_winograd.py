@@ -11,9 +11,9 @@ import numpy as np
 
 from mask_rcnn.ops.conv.grouped_kernels import copy_rows, round_up, store_row
 from mask_rcnn.ops.conv.register_tiles import VECTORS, multiply
-from mask_rcnn.ops.conv.winograd_transforms import IN_TILE, OUT_TILE, POINT_A, POINT_B
+from mask_rcnn.ops.conv.winograd_transforms import IN_TILE, OUT_TILE, transform_input, transform_output
 from mask_rcnn.ops.runtime.parallel import jit
-from mask_rcnn.ops.runtime.vectors import add, fill, load, maximum, multiply_add, store
+from mask_rcnn.ops.runtime.vectors import add, fill, load, maximum, store
 
 
 @jit
@@ -65,12 +65,12 @@ def convolve_tiles(source, weights, taps, bias, residual, relu, windows, y, star
                 out = (c * tile_rows + row) * pitch
                 begin = ((g * n_in + c) * n_images + n) * height * width + top * width
                 if is_inside and top >= 0 and top + IN_TILE <= height and begin + IN_TILE * width + lanes <= flat.size:
-                    _transform_input(flat, begin, width, width, lanes, points, out + windows.left)
+                    transform_input(flat, begin, width, width, lanes, points, out + windows.left)
                     _clear_columns(points, out, out + windows.left)
                     _clear_columns(points, out + windows.left + width, out + pitch)
                 else:
                     copy_rows(source[g * n_in + c, n], top, -windows.left, 1, lanes, lines)
-                    _transform_input(lines.reshape(-1), 0, lines.shape[1], pitch, lanes, points, out)
+                    transform_input(lines.reshape(-1), 0, lines.shape[1], pitch, lanes, points, out)
         for point in range(IN_TILE):
             multiply(points[point], weights[g, point], taps, rows * pitch, step, lanes, sums[point])
         for c in range(n_out):
@@ -78,38 +78,6 @@ def convolve_tiles(source, weights, taps, bias, residual, relu, windows, y, star
             for row in range(rows):
                 begin, top = c * step + row * pitch, (first + row) * OUT_TILE
                 _store_output(sums, begin, bias[o], residual[o, n], relu, lanes, lines, y[o, n], top)
-
-
-@jit
-def _transform_input(d, begin, step, n, lanes, out, start):
-    """Write ``B^T d`` of ``n`` columns of six rows to six rows of ``out``, beginning at column ``start``.
-
-    Args:
-        d: 1-D; the rows begin at ``begin``, ``begin + step`` ...
-        begin: See ``d``.
-        step: See ``d``.
-        n: Number of columns; whole vectors are read and written.
-        lanes: Elements of a vector.
-        out: ``(6, m)``, written.
-        start: First column in ``out``.
-    """
-    number = d.dtype.type
-    a, minus_a = fill(number(POINT_A)), fill(number(-POINT_A))
-    b, minus_b = fill(number(POINT_B)), fill(number(-POINT_B))
-    minus_a2, minus_b2 = fill(number(-(POINT_A**2))), fill(number(-(POINT_B**2)))
-    product, minus_sum = fill(number((POINT_A * POINT_B) ** 2)), fill(number(-(POINT_A**2) - POINT_B**2))
-    m = out.shape[1]
-    for k in range(0, n, lanes):
-        i = begin + k
-        d1, d2, d3, d4 = load(d, i + step), load(d, i + 2 * step), load(d, i + 3 * step), load(d, i + 4 * step)
-        even, odd = multiply_add(minus_b2, d2, d4), multiply_add(minus_b2, d1, d3)
-        store(out, start + k + m, multiply_add(a, odd, even))
-        store(out, start + k + 2 * m, multiply_add(minus_a, odd, even))
-        even, odd = multiply_add(minus_a2, d2, d4), multiply_add(minus_a2, d1, d3)
-        store(out, start + k + 3 * m, multiply_add(b, odd, even))
-        store(out, start + k + 4 * m, multiply_add(minus_b, odd, even))
-        store(out, start + k, multiply_add(product, load(d, i), multiply_add(minus_sum, d2, d4)))
-        store(out, start + k + 5 * m, multiply_add(product, d1, multiply_add(minus_sum, d3, load(d, i + 5 * step))))
 
 
 @jit
@@ -139,7 +107,7 @@ def _store_output(m, start, bias, residual, relu, lanes, lines, y, top):
         added, lowest = fill(bias), fill(y.dtype.type(0 if relu else -np.inf))
         for k in range(0, width, lanes):
             k = min(k, width - lanes)  # the last two vectors overlap
-            v0, v1, v2, v3 = _transform_output(m, start + k)
+            v0, v1, v2, v3 = transform_output(m, start + k, m.shape[1])
             v0, v1, v2, v3 = add(v0, added), add(v1, added), add(v2, added), add(v3, added)
             i = top * width + k
             if residual.size > 0:
@@ -152,29 +120,10 @@ def _store_output(m, start, bias, residual, relu, lanes, lines, y, top):
         return
     step = lines.shape[1]
     for k in range(0, width, lanes):
-        v0, v1, v2, v3 = _transform_output(m, start + k)
+        v0, v1, v2, v3 = transform_output(m, start + k, m.shape[1])
         store(lines, k, v0)
         store(lines, k + step, v1)
         store(lines, k + 2 * step, v2)
         store(lines, k + 3 * step, v3)
     for i in range(rows):
         store_row(lines[i], 0, bias, residual[top + i], relu, lanes, y[top + i])
-
-
-@jit
-def _transform_output(m, i):
-    """Return ``A^T m`` of the vectors of six rows that begin at column ``i``."""
-    number = m.dtype.type
-    a, a2, a3 = fill(number(POINT_A)), fill(number(POINT_A**2)), fill(number(POINT_A**3))
-    b, b2, b3 = fill(number(POINT_B)), fill(number(POINT_B**2)), fill(number(POINT_B**3))
-    zero, minus_one = fill(number(0)), fill(number(-1))
-    n = m.shape[1]
-    m1, m2, m3, m4 = load(m, i + n), load(m, i + 2 * n), load(m, i + 3 * n), load(m, i + 4 * n)
-    even_a, odd_a = add(m1, m2), multiply_add(minus_one, m2, m1)
-    even_b, odd_b = add(m3, m4), multiply_add(minus_one, m4, m3)
-    return (
-        add(load(m, i), add(even_a, even_b)),
-        multiply_add(a, odd_a, multiply_add(b, odd_b, zero)),
-        multiply_add(a2, even_a, multiply_add(b2, even_b, zero)),
-        multiply_add(a3, odd_a, multiply_add(b3, odd_b, load(m, i + 5 * n))),
-    )

@@ -21,17 +21,16 @@ class ConvTuning:
         col2im_bytes: Size of the columns that are added to images at once in the gradient of strided convolutions.
         min_multiplications: The number of multiplications that justifies a thread.
         winograd_block_bytes: Size of the transformed tiles that a thread holds at once, before and after the matmul.
-        min_winograd_block_tiles: Minimum number of tiles of such a block, because each matmul reads its part of the
-            transformed weights.
+        min_winograd_block_tiles: Minimum number of tiles of such a block, because each block reads all transformed
+            weights (1024 channels: 271 instead of 290 ms of CPU time with 144 instead of 48 tiles).
+        min_winograd_correlated_tiles: Minimum number of tiles of a block in the gradient of the weights, because each
+            block adds to all of them.
         min_winograd_work: Tiles times input and output channels that justify several threads.
         min_winograd_tiles: Minimum number of tiles per convolution.  With fewer, the transform of the weights costs
             more than the matmuls save (40 tiles, 1024 channels: 0.10 instead of 0.15 s; 24 tiles, 512 channels: no
             gain).
         min_winograd_channels: Minimum number of input and of output channels.  With fewer, the transforms cost more
             than the matmuls.
-        min_images_by_image, max_tiles_by_image: Tiles are ordered by image if the batch has at least this number of
-            images with at most this number of tiles each (14 x 14 pixels, 16 tiles, take 0.17 s by image and 0.13 s by
-            row).
         grouped_tile_bytes: Size of the pixels and sums of a tile of a group of a grouped convolution.
         min_grouped_winograd_channels: Minimum number of input channels per group.  With fewer, the transforms cost more
             than the multiplications that they save (4 channels: 44 instead of 42 GFLOP/s of one CPU; 8 channels: 57
@@ -45,13 +44,12 @@ class ConvTuning:
     col2im_bytes: int = 32 << 20
     min_multiplications: int = 1 << 21
 
-    winograd_block_bytes: int = 4 << 20
-    min_winograd_block_tiles: int = 256
+    winograd_block_bytes: int = 1 << 20
+    min_winograd_block_tiles: int = 96
+    min_winograd_correlated_tiles: int = 256
     min_winograd_work: int = 1 << 17
     min_winograd_tiles: int = 32
     min_winograd_channels: int = 16
-    min_images_by_image: int = 32
-    max_tiles_by_image: int = 9
 
     grouped_tile_bytes: int = 512 << 10
     min_grouped_winograd_channels: int = 8

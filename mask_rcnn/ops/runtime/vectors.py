@@ -95,6 +95,41 @@ def store(typingctx, array, index, vector):
 
 
 @intrinsic
+def load_first(typingctx, array, index, n):
+    """Return the vector of the ``n`` elements that begin at an index, followed by zeros; no others are read."""
+    _check_contiguous(array)
+
+    def generate(context, builder, signature, args):
+        pointer, mask = (
+            _pointer(context, builder, array, *args[:2]),
+            _first_lanes(builder, args[2], signature.return_type.lanes),
+        )
+        vector = pointer.type.pointee
+        name = f'llvm.masked.load.v{vector.count}f{array.dtype.bitwidth}.p0'
+        function_type = ir.FunctionType(vector, [pointer.type, _INT32, mask.type, vector])
+        function = get_or_insert_function(builder.module, function_type, name)
+        return builder.call(function, [pointer, _alignment(array), mask, ir.Constant(vector, None)])
+
+    return Vector(array.dtype)(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def store_first(typingctx, array, index, n, vector):
+    """Write the first ``n`` elements of a vector to those that begin at an index."""
+    _check_contiguous(array)
+
+    def generate(context, builder, signature, args):
+        pointer, mask = _pointer(context, builder, array, *args[:2]), _first_lanes(builder, args[2], vector.lanes)
+        name = f'llvm.masked.store.v{vector.lanes}f{array.dtype.bitwidth}.p0'
+        function_type = ir.FunctionType(ir.VoidType(), [args[3].type, pointer.type, _INT32, mask.type])
+        function = get_or_insert_function(builder.module, function_type, name)
+        builder.call(function, [args[3], pointer, _alignment(array), mask])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, vector), generate
+
+
+@intrinsic
 def fill(typingctx, value):
     """Return the vector whose elements have one value."""
 
@@ -216,6 +251,37 @@ def even_lanes(typingctx, a, b):
 
 
 @intrinsic
+def odd_lanes(typingctx, a, b):
+    """Return the elements with an odd index of two vectors, one after the other."""
+
+    def generate(context, builder, signature, args):
+        return builder.shuffle_vector(*args, _indices(list(range(1, 2 * a.lanes, 2))))
+
+    return a(a, a), generate
+
+
+@intrinsic
+def interleave_lower(typingctx, a, b):
+    """Return the elements of the lower halves of two vectors in turns: ``a[0], b[0], a[1], b[1]`` ..."""
+
+    def generate(context, builder, signature, args):
+        return builder.shuffle_vector(*args, _indices([i + j for i in range(a.lanes // 2) for j in (0, a.lanes)]))
+
+    return a(a, a), generate
+
+
+@intrinsic
+def interleave_upper(typingctx, a, b):
+    """Return the elements of the upper halves of two vectors in turns."""
+
+    def generate(context, builder, signature, args):
+        halves = range(a.lanes // 2, a.lanes)
+        return builder.shuffle_vector(*args, _indices([i + j for i in halves for j in (0, a.lanes)]))
+
+    return a(a, a), generate
+
+
+@intrinsic
 def sum_lanes(typingctx, vector):
     """Return the sum of the elements: each half is added to the other until one element is left."""
 
@@ -276,3 +342,15 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 def _indices(values: list[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(_INT32, len(values)), values)
+
+
+def _alignment(array_type: Any) -> ir.Constant:
+    return ir.Constant(_INT32, array_type.dtype.bitwidth // 8)
+
+
+def _first_lanes(builder: Any, n: Any, n_lanes: int) -> Any:
+    """Return the mask of the first ``n`` of ``n_lanes`` lanes."""
+    indices = ir.Constant(ir.VectorType(n.type, n_lanes), list(range(n_lanes)))
+    undefined = ir.Constant(indices.type, ir.Undefined)
+    first = builder.insert_element(undefined, n, ir.Constant(_INT32, 0))
+    return builder.icmp_signed('<', indices, builder.shuffle_vector(first, undefined, _indices([0] * n_lanes)))
