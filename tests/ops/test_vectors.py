@@ -41,6 +41,19 @@ def test_interleaving_is_the_inverse_of_separating(dtype):
 
 
 @jit
+def prefetch_around(values):
+    vectors.prefetch(values, 0)
+    vectors.prefetch(values, 1 << 40)
+    vectors.prefetch(values, -(1 << 40))
+
+
+def test_prefetching_changes_nothing_and_may_leave_the_array():
+    values = np.arange(100, dtype=np.float32)
+    prefetch_around(values)
+    np.testing.assert_array_equal(values, np.arange(100))
+
+
+@jit
 def copy_first(values, i, n, out, o):
     vectors.store_first(out, o, n, vectors.load_first(values, i, n))
 

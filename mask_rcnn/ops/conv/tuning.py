@@ -22,7 +22,8 @@ class ConvTuning:
         min_multiplications: The number of multiplications that justifies a thread.
         winograd_block_bytes: Size of the transformed tiles that a thread holds at once, before and after the matmul.
         min_winograd_block_tiles: Minimum number of tiles of such a block, because each block reads all transformed
-            weights (1024 channels: 271 instead of 290 ms of CPU time with 144 instead of 48 tiles).
+            weights (CPU time with 48 and with 96 tiles: 256 channels of 184 x 336 pixels 270 and 284 ms, 1024 channels
+            of 50 x 84 pixels 290 and 281 ms).
         min_winograd_correlated_tiles: Minimum number of tiles of a block in the gradient of the weights, because each
             block adds to all of them.
         min_winograd_work: Tiles times input and output channels that justify several threads.
@@ -45,7 +46,7 @@ class ConvTuning:
     min_multiplications: int = 1 << 21
 
     winograd_block_bytes: int = 1 << 20
-    min_winograd_block_tiles: int = 96
+    min_winograd_block_tiles: int = 48
     min_winograd_correlated_tiles: int = 256
     min_winograd_work: int = 1 << 17
     min_winograd_tiles: int = 32

@@ -130,6 +130,22 @@ def store_first(typingctx, array, index, n, vector):
 
 
 @intrinsic
+def prefetch(typingctx, array, index):
+    """Begin to load the cache line of the element at an index, to read or write it; it may lie outside of the array."""
+    _check_contiguous(array)
+
+    def generate(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        pointer = builder.bitcast(_element_pointer(context, builder, array, *args), byte)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, *[_INT32] * 3])
+        function = get_or_insert_function(builder.module, function_type, 'llvm.prefetch.p0')
+        builder.call(function, [pointer, *(ir.Constant(_INT32, value) for value in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+@intrinsic
 def fill(typingctx, value):
     """Return the vector whose elements have one value."""
 
