@@ -80,7 +80,6 @@ def convolve(
     y = empty((len(W), *plan.out_shape), images.dtype)
     bias = np.zeros(len(W), images.dtype) if bias is None else bias
     residual = np.empty((0, 0, 0, 0), images.dtype) if residual is None else residual
-    workspaces: list[tuple[np.ndarray, ...]] = []  # those that no thread uses
 
     def convolve_block(start, stop, values, sums):
         tiles, sum_tiles = plan.panels(start, stop, len(images)), plan.panels(start, stop, n_sums)
@@ -89,13 +88,9 @@ def convolve(
         plan.inner_loop(lambda a, b: transform_sums(sums, bias, residual, relu, sum_tiles, y, a, b), len(W))
 
     def convolve_blocks(first, last):
-        if workspaces:
-            memory = workspaces.pop()
-        else:
-            memory = tuple(empty(plan.workspace_shape(n), images.dtype) for n in (len(images), n_sums))
+        values, sums = (empty(plan.workspace_shape(n), images.dtype) for n in (len(images), n_sums))
         for start, stop in plan.blocks(first, last):
-            convolve_block(start, stop, *memory)
-        workspaces.append(memory)
+            convolve_block(start, stop, values, sums)
 
     parallel_for(convolve_blocks, plan.n_blocks)
     return y
