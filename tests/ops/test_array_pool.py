@@ -36,6 +36,14 @@ def new_bytes(pool, n_bytes):
     return pool.empty(n_bytes, np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def no_kept_memory():
+    """Begin without the memory of other tests."""
+    array_pool._kept.clear()
+    yield
+    array_pool._kept.clear()
+
+
 @pytest.fixture
 def pool():
     return ArrayPool()
@@ -201,21 +209,40 @@ def test_nested_contexts_share_the_pool():
         assert address(empty(SHAPE, np.float32)) == first
 
 
-def test_no_memory_remains_after_the_context():
+def test_memory_is_kept_for_the_next_context():
     with reuse_arrays():
-        pool = chainer.config.array_pool
         outlives, used = empty(SHAPE, np.float32), empty(SHAPE, np.float32)
+        first = address(used)
         del used
-        block = weakref.ref(pool._unused[0].base)
-        assert block() is not None
-    assert chainer.config.array_pool is None and not pool._unused and block() is None
+    assert chainer.config.array_pool is None
     outlives.fill(7)
-    other = empty(SHAPE, np.float32)
-    other.fill(8)
-    assert (outlives == 7).all()
-    block = weakref.ref(outlives.base._block.base)
-    del outlives
-    assert not pool._unused and not pool._returned and block() is None
+    with reuse_arrays():
+        array = empty(SHAPE, np.float32)
+        assert address(array) == first
+        array.fill(8)
+        assert (outlives == 7).all()
+        second = address(outlives)
+        del outlives
+        assert address(empty(SHAPE, np.float32)) == second
+
+
+def test_a_process_keeps_the_memory_of_one_context():
+    """Contexts of several threads at the same time have pools of their own."""
+
+    def run(barrier):
+        with reuse_arrays():
+            array = empty(SHAPE, np.float32)
+            block = weakref.ref(array.base._block.base)
+            del array
+            barrier.wait(60)
+        barrier.wait(60)
+        return block
+
+    barrier = threading.Barrier(3)
+    with ThreadPoolExecutor(3) as threads:
+        blocks = list(threads.map(run, [barrier] * 3))
+    gc.collect()
+    assert sum(block() is not None for block in blocks) == 1
 
 
 def test_an_exception_closes_the_context():

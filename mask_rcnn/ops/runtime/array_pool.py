@@ -2,7 +2,7 @@
 
 NumPy returns the memory of a large array to the system when the array is deleted, and the system fills the pages of a
 new one with zeros at their first access.  Inside of :func:`reuse_arrays`, the memory of deleted arrays is kept for the
-next ones: a prediction of an 800 x 1333 image with a ResNet-50-FPN takes 0.4 GB of new memory for arrays of 2.1 GB.
+next ones, also for those of the next prediction: one of an 800 x 1333 image with a ResNet-50-FPN allocates 2.1 GB.
 
 NumPy's arrays start at a multiple of 16 bytes.  A vector of 64 bytes that crosses a cache line takes two accesses.
 """
@@ -27,9 +27,9 @@ ALIGNMENT = 64
 #: Smaller arrays are NumPy's: the C library keeps their memory itself.
 _MIN_BYTES = 1 << 16
 
-#: Maximum number of unused bytes in a pool.  With 64 MB the prediction above takes 0.6 GB of new memory, with 256 MB
-#: it still takes 0.4 GB, but occupies 70 MB more.
-_MAX_UNUSED_BYTES = 128 << 20
+#: Maximum number of unused bytes in a pool, also between predictions.  With less, each prediction above takes more new
+#: memory from the system: 0.4 GB with 128 MB, 0.1 GB with 256 MB.
+_MAX_UNUSED_BYTES = 384 << 20
 
 #: A block may be this many times as large as the array that is placed in it.
 _MAX_EXCESS = 1.5
@@ -93,21 +93,31 @@ class ArrayPool:
             excess -= self._unused.pop(0).nbytes
 
 
+#: The pool that the next context uses, if any: one for the process.  Single operations of a deque are atomic.
+_kept: deque[ArrayPool] = deque(maxlen=1)
+
+
 @contextlib.contextmanager
 def reuse_arrays() -> Iterator[None]:
     """Return a context in which :func:`empty` reuses memory, on this thread; a nested context shares the pool.
 
-    At its end the unused memory is returned to the system.  Arrays that are still in use remain valid.
+    The process keeps the unused memory of one context for the next one, unless an exception ends the context.  Arrays
+    that are still in use remain valid.
     """
     if chainer.config.array_pool is not None:
         yield
         return
-    pool = ArrayPool()
+    try:
+        pool = _kept.pop()
+    except IndexError:
+        pool = ArrayPool()
     try:
         with chainer.using_config('array_pool', pool):
             yield
-    finally:
+    except BaseException:
         pool.close()
+        raise
+    _kept.append(pool)
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
