@@ -17,7 +17,7 @@ from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.ops.runtime.memory_layout import flatten_rows
+from mask_rcnn.ops.runtime.memory_layout import flatten_rows, scale_channels
 
 #: Output channels that all engines of cuDNN accept are a multiple of this.
 _CHANNEL_ALIGNMENT = 8
@@ -297,7 +297,7 @@ def make_convolution(
 
 def _fold_norm(weight, norm):
     scale, bias = scale_and_bias(norm)
-    return weight * scale[:, None, None, None], bias
+    return scale_channels(weight, scale), bias
 
 
 class Backbone(chainer.Chain):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mask_rcnn.ops.runtime import array_pool
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.parallel import parallel_for
 
@@ -31,13 +32,28 @@ def flatten_rows(x: np.ndarray) -> np.ndarray:
     """Return ``(N, ...)`` as a contiguous ``(N, C)``; copy on all CPUs, and only if the memory layout differs."""
     if x.flags.c_contiguous:
         return x.reshape(len(x), math.prod(x.shape[1:]))
-    rows = np.empty(x.shape, x.dtype)
+    rows = array_pool.empty(x.shape, x.dtype)
     parallel_for(
         lambda start, stop: np.copyto(rows[start:stop], x[start:stop]),
         len(x),
         min_per_thread=_MIN_BYTES // max(x[:1].nbytes, 1),
     )
     return rows.reshape(len(x), -1)
+
+
+def scale_channels(weight: Array, scale: Array) -> Array:
+    """Return weights ``(O, I, kh, kw)`` times one ``scale`` ``(O,)`` per output channel, computed on all CPUs."""
+    factors = scale[:, None, None, None]
+    if get_array_module(weight) is not np:
+        return weight * factors
+    scaled = array_pool.empty(weight.shape, np.result_type(weight, scale))
+    min_rows = _MIN_BYTES // weight[0].nbytes + 1
+    parallel_for(
+        lambda start, stop: np.multiply(weight[start:stop], factors[start:stop], out=scaled[start:stop]),
+        len(weight),
+        min_per_thread=min_rows,
+    )
+    return scaled
 
 
 def as_images(channels: Array) -> Array:
