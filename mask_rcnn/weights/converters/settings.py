@@ -37,7 +37,7 @@ class SettingError(ValueError):
     """A setting is not valid, or several are not valid together.
 
     Args:
-        problem: What is wrong, and what would be right.
+        problem: The fault, and a description of correct values.
         name: Name of the setting; ``None`` for several.
     """
 
