@@ -3,10 +3,9 @@
 On the CPU a convolution is a matmul of the weights and the im2col matrix (:mod:`mask_rcnn.ops.conv.im2col`).  Chainer
 orders the columns image by image and transposes the result, which costs as much as the matmul where channels are few
 or feature maps are small.  Here activations have their channels outermost in memory, ``(C, N, H, W)``, under the usual
-shape ``(N, C, H, W)``: the columns of all images are adjacent, the matmul already has the layout of the result, and a
-1x1 convolution needs no im2col at all (it reaches 85 to 95 % of the rate of the bare matmul).  3x3 convolutions need a
-quarter of the multiplications (:mod:`mask_rcnn.ops.conv.winograd`).  Groups are too small for matmuls
-(:mod:`mask_rcnn.ops.conv.grouped`).
+shape ``(N, C, H, W)``: the columns of all images are adjacent, and the matmul already has the layout of the result.
+3x3 convolutions need a quarter of the multiplications (:mod:`mask_rcnn.ops.conv.winograd`).  Groups are too small for
+matmuls (:mod:`mask_rcnn.ops.conv.grouped`).
 
 On a GPU cuDNN computes the convolution (:mod:`mask_rcnn.ops.cudnn_frontend`), or Chainer if cuDNN is missing.
 """
