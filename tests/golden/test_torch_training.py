@@ -342,30 +342,32 @@ def test_the_programs_train_the_same_parameters(step, chain, backward):
 
 
 def test_the_norm_of_every_gradient(step, chain, backward):
-    """Measured: 9e-5 and 2.8e-3; with the other convolutions of PyTorch 5.3e-4 and 1.8e-3 of the same array.
+    """Half of the norms agree within 1e-4, all within 5e-3; measured: 2e-5 and 2.8e-3.
 
-    L1 losses and ReLUs, whose derivatives jump, let single gradients of detectron2 differ more.
+    ReLUs, max pooling and L1 losses have derivatives that jump: noise of 1e-6 on the network input moves single norms
+    of torchvision by 7e-4 to 4.2e-3 (five draws), the other convolutions of PyTorch move one by 5.3e-4.
     """
-    limit = {'torchvision': 1e-3, 'detectron2': 5e-3}[step.program]
     params = dict(chain.model.namedparams())
-    squares = np.zeros(2)
-    for name, expected in zip(step['grad_names'], step['grad_norms'], strict=True):
-        norm = np.linalg.norm(to_host(params['/' + step.path_of(name)].grad).ravel().astype(np.float64))
-        np.testing.assert_allclose(norm, expected, rtol=limit, err_msg=name)
-        squares += norm**2, expected**2
-    np.testing.assert_allclose(*np.sqrt(squares), rtol=5e-4)
-    np.testing.assert_allclose(np.sqrt(squares[1]), step['grad_norm_all'], rtol=1e-6)
+    norms = np.array([np.linalg.norm(gradient(step, params, name).astype(np.float64)) for name in step['grad_names']])
+    np.testing.assert_allclose(norms, step['grad_norms'], rtol=5e-3)
+    is_trained = step['grad_norms'] > 0
+    assert np.median(np.abs(norms[is_trained] / step['grad_norms'][is_trained] - 1)) < 1e-4
+    np.testing.assert_allclose(np.linalg.norm(norms), np.linalg.norm(step['grad_norms']), rtol=5e-4)
+    np.testing.assert_allclose(np.linalg.norm(step['grad_norms']), step['grad_norm_all'], rtol=1e-6)
 
 
 def test_single_numbers_of_gradients(step, chain, backward):
-    """Relative to the largest one of an array; measured: 0.001 and 0.0072."""
-    limit = {'torchvision': 0.003, 'detectron2': 0.015}[step.program]
+    """Relative to the largest one of an array; measured: 0.0072, with noise of 1e-6 on the network input 0.009."""
     params = dict(chain.model.namedparams())
     for name in step['grad_names']:
-        path = step.path_of(name)
-        if path.startswith(PERMUTED):
+        if step.path_of(name).startswith(PERMUTED):
             continue
-        grad = to_host(params['/' + path].grad)
+        grad = gradient(step, params, name)
         assert grad.shape == tuple(step[f'grad/{name}/shape'])
         found, expected = grad.ravel()[step[f'grad/{name}/index']], step[f'grad/{name}/value']
-        np.testing.assert_allclose(found, expected, rtol=0, atol=limit * np.abs(grad).max(), err_msg=name)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.015 * np.abs(grad).max(), err_msg=name)
+
+
+def gradient(step, params, name):
+    """Return the gradient of the parameter with a name in the program."""
+    return to_host(params['/' + step.path_of(name)].grad)
