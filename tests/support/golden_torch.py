@@ -14,9 +14,8 @@ from tests.support.python_files import import_file
 #: Largest difference of a blob, in its standard deviations (measured: 9e-5), and of the network input (2.4e-7).
 BLOBS, INPUT = 2e-4, 1e-6
 
-#: Largest difference of a mask's IoU from that of a run of the program with noise on the network input.  Measured with
-#: Winograd's algorithm: 0.03 for one mask whose probabilities are near 0.5 over wide areas, 0.002 for all others.
-MASK_IOU = 0.05
+#: Largest difference of a mask's IoU from that of a run of the program with noise on its input (measured: 0.002).
+MASK_IOU = 0.005
 
 
 class TorchCase(GoldenCase):
@@ -107,7 +106,8 @@ def compare_stable(case: GoldenCase, detections: Detections) -> dict[str, float]
     """Return the largest differences of the stable detections, in the case's order, from the program's.
 
     Boxes are in pixels.  ``mask_iou`` is how far the IoU of a mask is below that of a run of the program with noise: of
-    1e-4 for the detections that survive it, otherwise of 1e-5.
+    1e-4 for the detections that survive it, otherwise of 1e-5.  Masks of torchvision whose boxes truncate to other
+    pixels than those of the program are left out, at most two of the case: they are shifted by a pixel.
     """
     stable = case.arrays['stable']
     differences = {
@@ -118,5 +118,16 @@ def compare_stable(case: GoldenCase, detections: Detections) -> dict[str, float]
         differences['mask_probs'] = float(np.abs(detections.mask_probs - case.arrays['mask_probs'][stable]).max())
         iou = mask_iou(detections.masks, case.masks()[stable])
         noisy = np.where(case.arrays['stable_1e-4'], case.arrays['mask_iou_1e-4'], case.arrays['mask_iou_1e-5'])
-        differences['mask_iou'] = float((noisy[stable] - iou).max())
+        fits = np.ones(len(iou), bool)
+        if case.program == 'torchvision':
+            fits = (pasted_pixels(detections.boxes) == pasted_pixels(case.boxes[stable])).all(axis=1)
+        assert np.count_nonzero(~fits) <= 2
+        differences['mask_iou'] = float((noisy[stable] - iou)[fits].max())
     return differences
+
+
+def pasted_pixels(boxes, resolution=28):
+    """Return the corners ``(R, 4)`` of the pixels that torchvision pastes masks to: expanded boxes, truncated."""
+    centers, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    halves = halves * np.float32((resolution + 2) / resolution)
+    return np.concatenate([centers - halves, centers + halves], axis=1).astype(int)
