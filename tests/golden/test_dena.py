@@ -51,9 +51,9 @@ CASES = [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 #: Largest difference of a blob in its standard deviations.
 BLOB = 5e-5
 
-#: Largest differences of scores and boxes (in pixels).  Measured with OpenBLAS's kernels
-#: for Haswell: 3.3e-4 and 0.022; for SkylakeX: 6.6e-4 and 0.042.
-SCORES, BOXES = 8e-4, 0.05
+#: Largest differences of scores and boxes (in pixels), of one detection among 111 each.  Measured with OpenBLAS's
+#: kernels for Haswell: 9.4e-4; for SkylakeX: 6.6e-4 and 0.042.
+SCORES, BOXES = 1.2e-3, 0.05
 
 
 @pytest.fixture(scope='module')
