@@ -14,10 +14,11 @@ import numpy as np
 from mask_rcnn.models.initializers import he_normal
 from mask_rcnn.models.norms import AffineChannel2D, GroupNormalization, apply_frozen_bn, make_norm, scale_and_bias
 from mask_rcnn.ops import cudnn_frontend
+from mask_rcnn.ops.conv.affine_channel import scale_output_channels
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
-from mask_rcnn.ops.runtime.memory_layout import flatten_rows, scale_channels
+from mask_rcnn.ops.runtime.memory_layout import flatten_rows
 
 #: Output channels that all engines of cuDNN accept are a multiple of this.
 _CHANNEL_ALIGNMENT = 8
@@ -297,7 +298,7 @@ def make_convolution(
 
 def _fold_norm(weight, norm):
     scale, bias = scale_and_bias(norm)
-    return scale_channels(weight, scale), bias
+    return scale_output_channels(weight, scale), bias
 
 
 class Backbone(chainer.Chain):

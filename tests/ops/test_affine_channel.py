@@ -8,7 +8,7 @@ from chainer.backends import cuda
 from chainer.utils import type_check
 
 from mask_rcnn.ops.conv import affine_channel
-from mask_rcnn.ops.conv.affine_channel import affine_channel_2d
+from mask_rcnn.ops.conv.affine_channel import affine_channel_2d, scale_output_channels
 
 
 @pytest.fixture(scope='module')
@@ -129,3 +129,12 @@ def test_wrong_shapes(x, scale, bias):
 def test_wrong_types():
     with pytest.raises(type_check.InvalidType):
         affine_channel_2d(np.zeros((2, 3, 4, 5), 'f'), np.zeros(3), np.zeros(3, 'f'))
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_scaled_output_channels(rng, monkeypatch, dtype):
+    monkeypatch.setattr(affine_channel, '_MIN_BYTES', 1)
+    weight, scale = rng.standard_normal((300, 5, 3, 2)).astype(np.float32), rng.standard_normal(300).astype(dtype)
+    scaled = scale_output_channels(weight, scale)
+    assert scaled.dtype == dtype
+    np.testing.assert_array_equal(scaled, weight * scale[:, None, None, None])

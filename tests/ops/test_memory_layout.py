@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.ops.runtime import memory_layout
-from mask_rcnn.ops.runtime.memory_layout import as_images, flatten_rows, scale_channels
+from mask_rcnn.ops.runtime.memory_layout import as_images, flatten_rows
 
 
 @pytest.mark.parametrize('n', [0, 1, 301])
@@ -20,12 +20,3 @@ def test_contiguous_rows_are_not_copied(rng):
     features = rng.standard_normal((4, 5, 3, 2))
     assert np.shares_memory(flatten_rows(features), features)
     assert flatten_rows(features[:, 0, 0, :1]).shape == (4, 1)
-
-
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_scaled_channels(rng, monkeypatch, dtype):
-    monkeypatch.setattr(memory_layout, '_MIN_BYTES', 1)
-    weight, scale = rng.standard_normal((300, 5, 3, 2)).astype(np.float32), rng.standard_normal(300).astype(dtype)
-    scaled = scale_channels(weight, scale)
-    assert scaled.dtype == dtype
-    np.testing.assert_array_equal(scaled, weight * scale[:, None, None, None])

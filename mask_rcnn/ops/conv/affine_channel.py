@@ -11,8 +11,13 @@ from chainer import functions as F
 from chainer.backends import cuda
 from chainer.utils import type_check
 
-from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime import array_pool
+from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import memory_axis_order
+from mask_rcnn.ops.runtime.parallel import parallel_for
+
+#: The number of bytes of weights that justifies a thread.
+_MIN_BYTES = 1 << 18
 
 
 def affine_channel_2d(x: Array, scale: Array, bias: Array) -> chainer.Variable:
@@ -85,3 +90,25 @@ class AffineChannel2DFunction(chainer.FunctionNode):
 
 def _affine_kernel():
     return cuda.elementwise('T x, S scale, S bias', 'T y', 'y = x * scale + bias', 'affine_channel_2d')
+
+
+def scale_output_channels(W: Array, scale: Array) -> Array:
+    """Return weights multiplied by one scale per output channel, on all CPUs.
+
+    Args:
+        W: ``(O, I, kh, kw)`` floats.
+        scale: ``(O,)`` floats.
+
+    Returns:
+        NumPy or CuPy array: ``(O, I, kh, kw)``, of the wider of both types.
+    """
+    factors = scale[:, None, None, None]
+    if get_array_module(W) is not np:
+        return W * factors
+    scaled = array_pool.empty(W.shape, np.result_type(W, scale))
+    parallel_for(
+        lambda start, stop: np.multiply(W[start:stop], factors[start:stop], out=scaled[start:stop]),
+        len(W),
+        min_per_thread=_MIN_BYTES // W[0].nbytes + 1,
+    )
+    return scaled

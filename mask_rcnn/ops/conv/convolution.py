@@ -20,6 +20,7 @@ import numpy as np
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv import grouped, im2col, winograd
+from mask_rcnn.ops.conv.epilogue import apply_epilogue_to_rows
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.memory_layout import as_images, channels_first
 from mask_rcnn.ops.runtime.parallel import parallel_for
@@ -296,7 +297,7 @@ def apply_epilogue(x: Array, b: Array | None = None, *, relu: bool = False, resi
     residual = np.empty((len(y), 0), x.dtype) if residual is None else channels_first(residual).reshape(len(y), -1)
 
     def apply(first: int, last: int) -> None:
-        im2col.apply_epilogue_to_rows(rows[first:last], bias[first:last], residual[first:last], relu)
+        apply_epilogue_to_rows(rows[first:last], bias[first:last], residual[first:last], relu)
 
     parallel_for(apply, len(y))
     return as_images(y)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mask_rcnn.ops.conv.epilogue import store_row
 from mask_rcnn.ops.conv.register_tiles import CHANNELS, VECTORS, correlate, multiply
 from mask_rcnn.ops.runtime.parallel import jit
-from mask_rcnn.ops.runtime.vectors import add, even_lanes, fill, load, maximum, store
+from mask_rcnn.ops.runtime.vectors import even_lanes, load, store
 
 
 class Windows(NamedTuple):
@@ -95,34 +96,6 @@ def correlate_groups(images, gradients, taps, windows, sums, start, stop):
                     target = lines[c, : tile_rows * pitch].reshape(tile_rows, pitch)
                     copy_rows(gradients[g * n_out + c, n], first, 0, 1, windows.lanes, target)
                 correlate(planes.reshape(-1), taps, lines.reshape(-1), tile_rows * pitch, step, windows.lanes, sums[g])
-
-
-@jit
-def store_row(sums, start, bias, residual, relu, lanes, y):
-    """Apply the epilogue to sums and write them to a row.
-
-    Args:
-        sums: 1-D; those of the row begin at ``start``.
-        start: See ``sums``.
-        bias: The bias of the channel.
-        residual: Like ``y``, or empty.
-        relu: Whether to apply ReLU.
-        lanes: Elements of a vector.
-        y: 1-D, written.
-    """
-    lowest = y.dtype.type(0 if relu else -np.inf)
-    if y.size < lanes:
-        for i in range(y.size):
-            value = sums[start + i] + bias
-            value = value + residual[i] if residual.size > 0 else value
-            y[i] = lowest if value < lowest else value
-        return
-    for k in range(0, y.size, lanes):
-        i = min(k, y.size - lanes)  # the last two vectors overlap
-        vector = add(load(sums, start + i), fill(bias))
-        if residual.size > 0:
-            vector = add(vector, load(residual, i))
-        store(y, i, maximum(vector, fill(lowest)))
 
 
 @jit

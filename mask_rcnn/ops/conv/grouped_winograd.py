@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mask_rcnn.ops.conv.grouped_kernels import copy_rows, round_up, store_row
+from mask_rcnn.ops.conv.epilogue import store_row
+from mask_rcnn.ops.conv.grouped_kernels import copy_rows, round_up
 from mask_rcnn.ops.conv.register_tiles import VECTORS, multiply
 from mask_rcnn.ops.conv.winograd_transforms import IN_TILE, OUT_TILE, transform_input, transform_output
 from mask_rcnn.ops.runtime.parallel import jit

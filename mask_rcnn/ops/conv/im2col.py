@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mask_rcnn.ops.conv.im2col_panels import Windows, convolve_panels, gather_row, valid_range
+from mask_rcnn.ops.conv.im2col_panels import Geometry, convolve_panels, gather_row, valid_range
 from mask_rcnn.ops.conv.matmul_tiles import CHANNELS, pack_weights, panel_width
 from mask_rcnn.ops.conv.tuning import ConvTuning, current_tuning
 from mask_rcnn.ops.runtime import array_pool
@@ -65,7 +65,7 @@ class Im2colPlan:
         self.patch_size = self.n_channels * self.kernel[0] * self.kernel[1]
         #: Whether the image batch itself is the im2col matrix.
         self.is_pointwise = self.kernel == (1, 1) and pad == 0 and stride == 1
-        self.windows = Windows(
+        self.geometry = Geometry(
             self.kernel[0], self.kernel[1], stride, pad, self.out_height, self.out_width, self.is_pointwise
         )
         #: Whether the windows cover the images without overlap.
@@ -123,7 +123,7 @@ class Im2colPlan:
             return images.reshape(self.n_channels, -1)[:, tile.columns]
         n_columns = tile.columns.stop - tile.columns.start
         columns = buffer[: self.patch_size * n_columns].reshape(self.patch_size, n_columns)
-        _gather(images, self.windows, tile.columns.start, tile.columns.stop, lanes(images.dtype), columns)
+        _gather(images, self.geometry, tile.columns.start, tile.columns.stop, lanes(images.dtype), columns)
         return columns
 
     def add_col2im(self, columns: np.ndarray, images: np.ndarray, tile: Tile) -> None:
@@ -172,7 +172,7 @@ def convolve(
     def convolve_units(first, last):
         memory = empty(CHANNELS * width + min(n_gathered, last - first) * panel_size, images.dtype)
         convolve_panels(
-            images, weights, *epilogue, plan.windows, n_parts, width, lanes(images.dtype), memory, y, first, last
+            images, weights, *epilogue, plan.geometry, n_parts, width, lanes(images.dtype), memory, y, first, last
         )
 
     min_units = plan.tuning.min_multiplications * n_parts // max(panel_size * len(W), 1) + 1
@@ -233,41 +233,13 @@ def correlate(images: np.ndarray, gradients: np.ndarray, stride: int, pad: int, 
 
 
 @jit
-def bias_residual_relu(row, bias, residual, relu):
-    """Add a bias and a residual to a row and apply ReLU, in place.
-
-    Args:
-        row: 1-D, values of one channel.
-        bias: The bias of the channel.
-        residual: Values to add, of the length of ``row``; empty if there is no residual.
-        relu: Whether to apply ReLU.
-    """
-    zero = row.dtype.type(0)
-    if residual.size > 0:
-        for i in range(row.size):
-            value = row[i] + bias + residual[i]
-            row[i] = max(value, zero) if relu else value
-    else:
-        for i in range(row.size):
-            value = row[i] + bias
-            row[i] = max(value, zero) if relu else value
-
-
-@jit
-def apply_epilogue_to_rows(rows, bias, residual, relu):
-    """Apply the epilogue to channels ``(O, n)`` in place; without a residual ``residual`` is ``(O, 0)``."""
-    for i in range(len(rows)):
-        bias_residual_relu(rows[i], bias[i], residual[i], relu)
-
-
-@jit
-def _gather(images, windows, start, stop, lanes, columns):
+def _gather(images, geometry, start, stop, lanes, columns):
     """Write the columns ``start`` to ``stop`` of the im2col matrix to ``columns``."""
     for c in range(images.shape[0]):
-        for i in range(windows.height):
-            for j in range(windows.width):
-                k = (c * windows.height + i) * windows.width + j
-                gather_row(images[c], windows, i, j, start, stop, lanes, columns[k])
+        for i in range(geometry.height):
+            for j in range(geometry.width):
+                k = (c * geometry.height + i) * geometry.width + j
+                gather_row(images[c], geometry, i, j, start, stop, lanes, columns[k])
 
 
 @jit

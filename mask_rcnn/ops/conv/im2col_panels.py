@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mask_rcnn.ops.conv.epilogue import store_vector
 from mask_rcnn.ops.conv.grouped_kernels import copy_strided
 from mask_rcnn.ops.conv.matmul_tiles import CHANNELS, multiply
 from mask_rcnn.ops.runtime.parallel import jit
-from mask_rcnn.ops.runtime.vectors import add, fill, load, maximum, store
+from mask_rcnn.ops.runtime.vectors import fill, load, store
 
 
-class Windows(NamedTuple):
-    """The windows of a convolution.
+class Geometry(NamedTuple):
+    """The windows of a convolution and their pixels.
 
     Args:
         height, width: Size of the kernel.
@@ -33,7 +34,7 @@ class Windows(NamedTuple):
 
 
 @jit
-def convolve_panels(images, weights, bias, residual, relu, windows, n_parts, width, lanes, memory, y, start, stop):
+def convolve_panels(images, weights, bias, residual, relu, geometry, n_parts, width, lanes, memory, y, start, stop):
     """Convolve the units ``start`` to ``stop``.
 
     Units are the panels of the first part of the output channels, then those of the second part, and so on.
@@ -42,9 +43,9 @@ def convolve_panels(images, weights, bias, residual, relu, windows, n_parts, wid
         images: ``(C, N, H, W)``.
         weights: ``(blocks, C * height * width, CHANNELS)`` from :func:`~mask_rcnn.ops.conv.matmul_tiles.pack_weights`.
         bias: ``(O,)``.
-        residual: ``(O, columns)``; ``(O, 0)`` if there is no residual.
+        residual: ``(O, columns)``, or ``(O, 0)``.
         relu: Whether to apply ReLU.
-        windows: The :class:`Windows`.
+        geometry: The :class:`Geometry`.
         n_parts: Number of parts of the output channels.
         width: Columns of a panel.
         lanes: Elements of a vector.
@@ -58,12 +59,11 @@ def convolve_panels(images, weights, bias, residual, relu, windows, n_parts, wid
     sums, panels = memory[: CHANNELS * width], memory[CHANNELS * width :]
     capacity = panels.size // (n_rows * width)
     line = np.empty(capacity * width, y.dtype)
-    flat_residual, flat_y = residual.reshape(-1), y.reshape(-1)
-    lowest = y.dtype.type(0 if relu else -np.inf)
+    lowest = fill(y.dtype.type(0 if relu else -np.inf))
     while start < stop:
         part, first = start // n_panels, start % n_panels
         n = min(capacity, stop - start, n_panels - first)
-        _gather(images, windows, first * width, min((first + n) * width, n_columns), width, lanes, line, panels)
+        _gather(images, geometry, first * width, min((first + n) * width, n_columns), width, lanes, line, panels)
         for block in range(len(weights) * part // n_parts, len(weights) * (part + 1) // n_parts):
             for p in range(n):
                 column = (first + p) * width
@@ -72,43 +72,27 @@ def convolve_panels(images, weights, bias, residual, relu, windows, n_parts, wid
                 multiply(weights, block, panels, p * n_rows * width, n_vectors, width, sums, 0, width)
                 for c in range(min(CHANNELS, n_channels - block * CHANNELS)):
                     o = block * CHANNELS + c
-                    _store(sums, c * width, n_values, bias[o], flat_residual, lowest, lanes, flat_y,
-                           o * n_columns + column)  # fmt: skip
+                    out, added = o * n_columns + column, fill(bias[o])
+                    for k in range(0, n_values, lanes):
+                        n_stored = min(n_values - k, lanes)
+                        store_vector(sums, c * width + k, n_stored, added, residual, lowest, lanes, y, out + k)
         start += n
 
 
 @jit
-def _store(sums, begin, n, bias, residual, lowest, lanes, y, out):
-    """Apply the epilogue to ``n`` sums that begin at ``begin`` and write them to ``y``, beginning at ``out``.
-
-    ``residual`` is like ``y``, or empty; ``lowest`` is 0 for ReLU, otherwise minus infinity.
-    """
-    done = n // lanes * lanes
-    for i in range(0, done, lanes):
-        vector = add(load(sums, begin + i), fill(bias))
-        if residual.size > 0:
-            vector = add(vector, load(residual, out + i))
-        store(y, out + i, maximum(vector, fill(lowest)))
-    for i in range(done, n):
-        value = sums[begin + i] + bias
-        value = value + residual[out + i] if residual.size > 0 else value
-        y[out + i] = lowest if value < lowest else value
-
-
-@jit
-def _gather(images, windows, start, stop, width, lanes, line, panels):
+def _gather(images, geometry, start, stop, width, lanes, line, panels):
     """Write the columns ``start`` to ``stop`` of the im2col matrix to panels; ``line`` is memory for one row."""
-    n_rows = images.shape[0] * windows.height * windows.width
-    if windows.is_pointwise:
+    n_rows = images.shape[0] * geometry.height * geometry.width
+    if geometry.is_pointwise:
         flat, n_columns = images.reshape(-1), images.size // n_rows
         for k in range(n_rows):
             _write_row(flat, k * n_columns + start, stop - start, width, lanes, panels, k, n_rows)
         return
     for c in range(images.shape[0]):
-        for i in range(windows.height):
-            for j in range(windows.width):
-                gather_row(images[c], windows, i, j, start, stop, lanes, line)
-                k = (c * windows.height + i) * windows.width + j
+        for i in range(geometry.height):
+            for j in range(geometry.width):
+                gather_row(images[c], geometry, i, j, start, stop, lanes, line)
+                k = (c * geometry.height + i) * geometry.width + j
                 _write_row(line, 0, stop - start, width, lanes, panels, k, n_rows)
 
 
@@ -126,12 +110,12 @@ def _write_row(source, begin, n, width, lanes, panels, k, n_rows):
 
 
 @jit
-def gather_row(images, windows, i, j, start, stop, lanes, line):
+def gather_row(images, geometry, i, j, start, stop, lanes, line):
     """Write a part of a row of the im2col matrix: a pixel of each of the windows ``start`` to ``stop``.
 
     Args:
         images: ``(N, H, W)``, an input channel.
-        windows: The :class:`Windows`.
+        geometry: The :class:`Geometry`.
         i: Row of the pixel in its window.
         j: Column of the pixel in its window.
         start: First window.
@@ -142,18 +126,18 @@ def gather_row(images, windows, i, j, start, stop, lanes, line):
     height, width = images.shape[1:]
     column = start
     while column < stop:
-        row, first = column // windows.out_width, column % windows.out_width
-        n = min(windows.out_width - first, stop - column)
-        y = row % windows.out_height * windows.stride + i - windows.pad
-        left, right = valid_range(j - windows.pad, windows.stride, width, windows.out_width)
+        row, first = column // geometry.out_width, column % geometry.out_width
+        n = min(geometry.out_width - first, stop - column)
+        y = row % geometry.out_height * geometry.stride + i - geometry.pad
+        left, right = valid_range(j - geometry.pad, geometry.stride, width, geometry.out_width)
         left, right = max(left, first), min(right, first + n)
         target = line[column - start : column - start + n]
         if y < 0 or y >= height or left >= right:
             target[:] = 0
         else:
-            source = images[row // windows.out_height, y, left * windows.stride + j - windows.pad :]
+            source = images[row // geometry.out_height, y, left * geometry.stride + j - geometry.pad :]
             target[: left - first] = 0
-            copy_strided(source, windows.stride, lanes, target[left - first : right - first])
+            copy_strided(source, geometry.stride, lanes, target[left - first : right - first])
             target[right - first :] = 0
         column += n
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mask_rcnn.ops.conv.epilogue import store_vector
 from mask_rcnn.ops.conv.matmul_tiles import CHANNELS, VECTORS, multiply
 from mask_rcnn.ops.conv.winograd_transforms import (
     IN_TILE,
@@ -22,18 +23,14 @@ from mask_rcnn.ops.conv.winograd_transforms import (
 )
 from mask_rcnn.ops.runtime.parallel import jit
 from mask_rcnn.ops.runtime.vectors import (
-    add,
     even_lanes,
     fill,
     interleave_lower,
     interleave_upper,
     load,
-    load_first,
-    maximum,
     odd_lanes,
     prefetch,
     store,
-    store_first,
 )
 
 POINTS = IN_TILE * IN_TILE
@@ -242,7 +239,7 @@ def transform_sums(sums, bias, residual, relu, tiles, y, start, stop):
     Args:
         sums: ``(36, m)``.
         bias: ``(O,)``.
-        residual: ``(O, N, oh, ow)``; empty if there is no residual.
+        residual: ``(O, N, oh, ow)``, or empty.
         relu: Whether to apply ReLU.
         tiles: The :class:`Tiles`.
         y: ``(O, N, oh, ow)``, written for the channels ``start`` to ``stop``.
@@ -269,7 +266,7 @@ def transform_sums(sums, bias, residual, relu, tiles, y, start, stop):
                 n_pixels = min(OUT_TILE * run, y.shape[3] - OUT_TILE * x)
                 for k in range(0, n_pixels, lanes):
                     for row in range(min(OUT_TILE, height - top)):
-                        _store_pixels(lines, row * pitch + OUT_TILE * done + k, min(n_pixels - k, lanes), added,
+                        store_vector(lines, row * pitch + OUT_TILE * done + k, min(n_pixels - k, lanes), added,
                                       residual, lowest, lanes, y, begin + row * y.shape[3] + k)  # fmt: skip
                 done, x, tile_row = done + run, 0, tile_row + 1
 
@@ -293,17 +290,3 @@ def _transform_to_lines(sums, place, lanes, columns, lines, start):
         even, odd = interleave_upper(v0, v2), interleave_upper(v1, v3)
         store(lines, o + 2 * lanes, interleave_lower(even, odd))
         store(lines, o + 3 * lanes, interleave_upper(even, odd))
-
-
-@jit
-def _store_pixels(lines, i, n, added, residual, lowest, lanes, y, out):
-    """Apply the epilogue to the vector of pixels at ``lines[i]`` and write the first ``n`` of them to ``y[out]``."""
-    vector = add(load(lines, i), added)
-    if n == lanes:
-        if residual.size > 0:
-            vector = add(vector, load(residual, out))
-        store(y, out, maximum(vector, lowest))
-    else:
-        if residual.size > 0:
-            vector = add(vector, load_first(residual, out, n))
-        store_first(y, out, n, maximum(vector, lowest))

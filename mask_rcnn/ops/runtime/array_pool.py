@@ -74,7 +74,7 @@ class ArrayPool:
             return None if size is None else self._unused.pop(sizes.index(size))
 
     def _return(self, block: np.ndarray) -> None:
-        """Add a block that is no longer in use."""
+        """Add an unused block."""
         self._returned.append(block)
         # Waiting for the lock could take forever: the garbage collector may delete an array, and thus call this method,
         # while its thread holds the lock.

@@ -41,21 +41,6 @@ def flatten_rows(x: np.ndarray) -> np.ndarray:
     return rows.reshape(len(x), -1)
 
 
-def scale_channels(weight: Array, scale: Array) -> Array:
-    """Return weights ``(O, I, kh, kw)`` times one ``scale`` ``(O,)`` per output channel, computed on all CPUs."""
-    factors = scale[:, None, None, None]
-    if get_array_module(weight) is not np:
-        return weight * factors
-    scaled = array_pool.empty(weight.shape, np.result_type(weight, scale))
-    min_rows = _MIN_BYTES // weight[0].nbytes + 1
-    parallel_for(
-        lambda start, stop: np.multiply(weight[start:stop], factors[start:stop], out=scaled[start:stop]),
-        len(weight),
-        min_per_thread=min_rows,
-    )
-    return scaled
-
-
 def as_images(channels: Array) -> Array:
     """Return ``(C, N, H, W)`` as ``(N, C, H, W)`` without a copy."""
     return channels.transpose(1, 0, 2, 3)

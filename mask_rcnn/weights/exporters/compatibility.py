@@ -18,8 +18,8 @@ MAX_MEAN_DIFFERENCE = 2.0
 #: The epsilon of PyTorch's batch normalisation.
 _TORCH_EPSILON = 1e-5
 
-#: Conventions that change what a network computes: their subject, and their values in words.  All other conventions
-#: move results by fractions of a pixel.
+#: Conventions whose values change the results by more than fractions of a pixel: their subject, and their values in
+#: words.
 _ESSENTIAL: Mapping[str, tuple[str, Mapping[Any, str]]] = {
     'input.letterbox': ('the image', {True: 'centred in a square input', False: 'at the upper left of its input'}),
     'backbone.stem_pool_pad': (
