@@ -10,8 +10,8 @@ import pytest
 #: Subpackages by floor, top floor first.  A module imports only from its own subpackage and from lower floors.
 FLOORS = (
     {'cli'},
-    {'api', 'inspect'},
-    {'training', 'evaluation'},
+    {'api', 'inspect', 'serving'},
+    {'training', 'evaluation', 'media', 'onnx_export'},
     {'targets', 'models'},
     {'inference'},
     {'visualization'},

@@ -1,0 +1,1 @@
+"""Export of networks as ONNX graphs that contain every step from the image to the masks."""

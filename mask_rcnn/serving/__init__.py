@@ -1,0 +1,1 @@
+"""Detection over HTTP: the server of ``mask-rcnn serve`` and its page."""
