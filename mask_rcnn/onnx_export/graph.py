@@ -175,7 +175,7 @@ class GraphBuilder:
         self._counters: dict[str, Iterator[int]] = {}
         self._scopes: list[str] = []
         self._shared: dict[tuple, Tensor] = {}
-        #: The nodes of the graph and of the bodies of loops, the innermost one last, to which nodes are added.
+        #: The nodes of the graph, then those of the loops that are being built; nodes are added to the last list.
         self._nodes: list[list[onnx.NodeProto]] = [[]]
         self._initializers: list[onnx.TensorProto] = []
 
@@ -271,7 +271,7 @@ class GraphBuilder:
         iteration = Tensor(self, self.unique_name('iteration'), np.int64)
         condition = Tensor(self, self.unique_name('condition'), bool)
         self._nodes.append([])
-        # An output of the body must come from one of its nodes.
+        # An output of a loop must come from one of its nodes.
         outputs = [self.op('Identity', output) for output in body(iteration)]
         proceed = self.op('Identity', condition)
         proto = helper.make_graph(
