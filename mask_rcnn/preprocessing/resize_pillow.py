@@ -20,7 +20,9 @@ def resize_pillow(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a picture bilinearly with antialiasing.
 
     The result has the bytes of ``PIL.Image.resize((width, height), BILINEAR)``: the width is resized before the height,
-    and both passes round to bytes.
+    and both passes round to bytes.  Pillow 12.1 and older versions, with which detectron2's models were made, always
+    have this order.  Pillow 12.2 and 12.3 resize the height first if it is reduced and exceeds 100 times the width, and
+    Pillow 13.0 if it is reduced by more than twice as many pixels as the width; bytes can then differ by 1.
 
     Args:
         pixels: ``(H, W, 3)`` uint8.

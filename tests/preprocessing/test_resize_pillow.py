@@ -9,7 +9,9 @@ from mask_rcnn.preprocessing.resize_pillow import normalize_pixels, resize_pillo
 
 
 def pillow(pixels, size):
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+    """Resize the width, then the height: in one call, the order depends on Pillow's version."""
+    image = Image.fromarray(pixels).resize((size[1], len(pixels)), Image.Resampling.BILINEAR)
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def random_pixels(rng, size):
