@@ -21,6 +21,7 @@ COMMANDS = {
     'train': 'train, fine-tune or resume training on COCO, your own data or generated shapes',
     'evaluate': "evaluate a model with COCO's metrics",
     'demo': 'detect objects in images; write pictures and COCO results',
+    'serve': 'detect objects over HTTP, with a page for the browser',
     'convert': 'convert weights of Detectron, torchvision, detectron2, Matterport and others to .npz, and back',
     'info': 'describe a weight file',
     'data': 'import, check, describe, show and split your own data',

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.visualization.pictures import encode_picture
 
 
 def can_write_picture(suffix: str) -> bool:
@@ -26,11 +27,6 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
         ValueError: The format has no pictures of this size.
         mask_rcnn.io.atomic_file.FileError: The file cannot be written.
     """
-    try:
-        done, data = cv2.imencode(path.suffix, np.ascontiguousarray(rgb[:, :, ::-1]))
-    except cv2.error:
-        done = False
-    if not done:
-        raise ValueError(f'a picture of this size cannot be written as {path.suffix}')
+    data = encode_picture(rgb, path.suffix)
     with open_for_writing(path) as file:
-        file.write(data.tobytes())
+        file.write(data)

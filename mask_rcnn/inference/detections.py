@@ -234,7 +234,7 @@ class Detections:
             return [encode_mask(mask) for mask in self._masks]
         return [encode_runs(runs, self.size) for runs in self._runs()]
 
-    def to_coco(self, image_id: int | str) -> list[dict]:
+    def to_coco(self, image_id: int | str, *, masks: bool = True) -> list[dict]:
         """Return the instances in COCO's result format, as plain Python data for :mod:`json`.
 
         ``bbox`` is ``[x, y, width, height]`` with the dialect's ``boxes.offset`` in width and height, as in
@@ -243,6 +243,7 @@ class Detections:
 
         Args:
             image_id: The image's id in the results.
+            masks: Whether to compute and include the masks.
         """
         height, width = (self.boxes[:, 2:] - self.boxes[:, :2] + np.float32(self.dialect.boxes.offset)).T
         boxes = np.stack([self.boxes[:, 1], self.boxes[:, 0], width, height], axis=1).tolist()
@@ -250,7 +251,7 @@ class Detections:
             {'image_id': image_id, 'category_id': category, 'bbox': box, 'score': score}
             for category, box, score in zip(self._categories(), boxes, self.scores.tolist(), strict=True)
         ]
-        if self.has_masks:
+        if masks and self.has_masks:
             for result, rle in zip(results, self.encode_masks(), strict=True):
                 result['segmentation'] = rle
         if self.keypoints is not None:

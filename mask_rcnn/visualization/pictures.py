@@ -1,4 +1,4 @@
-"""Pictures and masks in other sizes."""
+"""Pictures and masks in other sizes, and the encoding of pictures."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ def resize_picture(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
     height, width = size
     is_smaller = height * width < picture.shape[0] * picture.shape[1]
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC)
+
+
+def encode_picture(picture: np.ndarray, suffix: str) -> bytes:
+    """Encode a picture as a file in a format of OpenCV.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, RGB.
+        suffix: The suffix of the format's files, such as ``'.png'``.
+
+    Raises:
+        ValueError: The format has no pictures of this size.
+    """
+    try:
+        done, data = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f'a picture of this size cannot be written as {suffix}')
+    return data.tobytes()
 
 
 def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:

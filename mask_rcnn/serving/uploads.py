@@ -1,0 +1,219 @@
+"""The images of requests: reading of the request body within limits, and decoding."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from mask_rcnn.io.file_kinds import N_KIND_BYTES
+from mask_rcnn.preprocessing.image_decoding import decode
+from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, image_file_errors, not_an_image
+from mask_rcnn.preprocessing.image_formats import N_MAGIC_BYTES, detect_format
+from mask_rcnn.preprocessing.image_header import ImageHeader, read_header
+from mask_rcnn.preprocessing.orientation import make_upright
+from mask_rcnn.serving.errors import RequestError
+from mask_rcnn.serving.limits import MIB, Deadline, Limits
+
+#: The field of a form that contains the image.
+IMAGE_FIELD = 'image'
+
+#: Maximum number of scans of a JPEG image.  Encoders write about 10.  Each scan of a progressive image changes all its
+#: pixels, and takes only a few bytes in a file that is made to occupy the decoder.
+MAX_JPEG_SCANS = 100
+
+_START_OF_SCAN = b'\xff\xda'
+_FORM = b'multipart/form-data'
+_FORM_OVERHEAD = 4096  # bytes of boundaries and headers
+_EXPECTED_TYPE = 'send the bytes of an image with Content-Type: image/jpeg (or another image/ type), or a form'
+
+
+async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadline: Deadline) -> bytes:
+    """Read the image file of a request into memory.
+
+    Args:
+        receive: Receives the parts of the request body.
+        headers: The headers of the request.
+        limits: Maximum size and times.
+        deadline: The end of the request's time.
+
+    Raises:
+        RequestError: The request contains no image, or is too large or too slow.
+        starlette.requests.ClientDisconnect: The client has closed the connection.
+    """
+    kind, options = parse_options_header(headers.get('content-type'))
+    is_form = kind == _FORM
+    if not is_form and kind and not kind.startswith(b'image/') and kind != b'application/octet-stream':
+        raise RequestError(415, f'Content-Type {kind.decode("latin-1")} is not an image; {_EXPECTED_TYPE}')
+    max_bytes = limits.max_bytes + (_FORM_OVERHEAD if is_form else 0)
+    data = await _read_body(receive, headers.get('content-length'), max_bytes, limits, deadline)
+    if is_form:
+        data = parse_form(data, options.get(b'boundary', b''))
+    if len(data) > limits.max_bytes:
+        raise _too_large(limits)
+    return data
+
+
+async def _read_body(
+    receive: Receive, declared: str | None, max_bytes: int, limits: Limits, deadline: Deadline
+) -> bytes:
+    if declared is not None and declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(limits)
+    data, has_more = bytearray(), True
+    while has_more:
+        try:
+            message = await asyncio.wait_for(receive(), min(limits.idle_timeout, deadline.remaining))
+        except asyncio.TimeoutError:
+            raise RequestError(
+                408,
+                f'the request body was not complete in time: no data for {limits.idle_timeout:g} s, or more than '
+                f'{limits.timeout:g} s in total',
+            ) from None
+        if message['type'] == 'http.disconnect':
+            raise ClientDisconnect
+        data += message.get('body', b'')
+        has_more = message.get('more_body', False)
+        if len(data) > max_bytes:
+            raise _too_large(limits)
+    return bytes(data)
+
+
+def _too_large(limits: Limits) -> RequestError:
+    return RequestError(413, f'the image is larger than {limits.max_bytes / MIB:g} MiB, the limit of this server')
+
+
+def parse_form(data: bytes, boundary: bytes) -> bytes:
+    """Return the content of the field ``image`` of a form.
+
+    Args:
+        data: The request body, ``multipart/form-data`` (RFC 7578).
+        boundary: The parameter of the ``Content-Type``.
+
+    Raises:
+        RequestError: The form is damaged or incomplete, or does not have exactly this field.
+    """
+    form = _Form()
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        parser.write(data)
+        parser.finalize()
+    except FormParserError as error:
+        raise RequestError(400, f'the form is damaged: {error}') from None
+    if not form.is_complete:
+        raise RequestError(400, 'the form ends before its last boundary')
+    return form.image()
+
+
+class _Form:
+    """The fields of a form, filled by the callbacks of the parser."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._fields: list[tuple[str, bytearray]] = []
+        self._name, self._value, self._disposition = b'', b'', b''
+        self._content = bytearray()
+
+    def callbacks(self) -> Any:
+        return {
+            'on_part_begin': self._begin,
+            'on_header_field': self._collect('_name'),
+            'on_header_value': self._collect('_value'),
+            'on_header_end': self._end_header,
+            'on_part_data': lambda data, start, end: self._content.extend(memoryview(data)[start:end]),
+            'on_part_end': self._end,
+            'on_end': lambda: setattr(self, 'is_complete', True),
+        }
+
+    def _collect(self, attribute: str) -> Callable[[bytes, int, int], None]:
+        def collect(data: bytes, start: int, end: int) -> None:
+            setattr(self, attribute, getattr(self, attribute) + data[start:end])
+
+        return collect
+
+    def _begin(self) -> None:
+        self._disposition, self._content = b'', bytearray()
+
+    def _end_header(self) -> None:
+        if self._name.lower() == b'content-disposition':
+            self._disposition = self._value
+        self._name = self._value = b''
+
+    def _end(self) -> None:
+        name = parse_options_header(self._disposition)[1].get(b'name', b'')
+        self._fields.append((name.decode('utf-8', 'replace'), self._content))
+
+    def image(self) -> bytes:
+        names = [name for name, _ in self._fields]
+        for name in names:
+            if name != IMAGE_FIELD:
+                raise RequestError(
+                    400,
+                    f'unknown field {name!r} of the form; {IMAGE_FIELD} is its only field, parameters are in the URL',
+                )
+        if len(names) != 1:
+            raise RequestError(400, f'the form has {len(names)} fields named {IMAGE_FIELD}, expected 1')
+        return bytes(self._fields[0][1])
+
+
+def check_image(data: bytes, max_pixels: int) -> ImageHeader:
+    """Check the header of an image file before it is decoded.
+
+    Args:
+        data: The file.
+        max_pixels: Maximum number of pixels.
+
+    Raises:
+        RequestError: The file is not an image of a supported format, its header is damaged, or it is too large.
+    """
+    if not data:
+        raise RequestError(400, f'the request body is empty; {_EXPECTED_TYPE}')
+    try:
+        if detect_format(data[:N_MAGIC_BYTES]) is None:
+            raise RequestError(415, not_an_image(data[:N_KIND_BYTES]))
+    except UnsupportedImageError as error:
+        raise RequestError(415, str(error)) from None
+    try:
+        with image_file_errors('image'):
+            header = read_header(io.BytesIO(data))
+    except ImageFileError as error:
+        raise RequestError(422, error.reason) from None
+    height, width = header.size
+    if height * width > max_pixels:
+        raise RequestError(
+            422, f'the image has {width} x {height} pixels, more than {max_pixels:,}, the limit of this server'
+        )
+    n_scans = data.count(_START_OF_SCAN) if header.format == 'JPEG' else 0
+    if n_scans > MAX_JPEG_SCANS:
+        raise RequestError(422, f'the image has {n_scans} scans, more than {MAX_JPEG_SCANS}')
+    return header
+
+
+def decode_image(data: bytes, header: ImageHeader, *, apply_orientation: bool) -> np.ndarray:
+    """Decode an image file.
+
+    Args:
+        data: The file.
+        header: The result of :func:`check_image`.
+        apply_orientation: Whether to apply the orientation.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB, the pixels of :func:`mask_rcnn.preprocessing.read_image`.
+
+    Raises:
+        RequestError: The image is damaged.
+    """
+    try:
+        with image_file_errors('image'):
+            pixels = decode(data, header)
+            return make_upright(pixels, header.orientation) if apply_orientation else pixels
+    except ImageFileError as error:
+        raise RequestError(422, error.reason) from None
