@@ -245,6 +245,7 @@ def _logging_to_stderr() -> Iterator[None]:
     for logger in loggers:
         logger.addHandler(handler)
         logger.propagate = False
+    logging.getLogger('python_multipart').setLevel(logging.ERROR)  # it warns of each form that is damaged
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ errors, warnings, or a decompression of the image (Pillow searches a PNG file fo
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; th
 _JPEG_APP1, _JPEG_COMMENT = 0xE1, 0xFE
 #: Application segments and comments, except JFIF (APP0) and Adobe (APP14), which determine the colour space.
 _JPEG_METADATA = set(range(0xE1, 0xF0)) - {0xEE} | {_JPEG_COMMENT}
+#: A marker that is not part of the pixels: those have zeros and restart markers after 0xFF.
+_JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 _EXIF_PREFIX = b'Exif\0\0'
 _XMP_PREFIX = b'http://ns.adobe.com/xap/1.0/\0'
 _JPEG_TAIL = 4096  # bytes read from the end of a file, to find the end marker before zero padding
@@ -94,6 +97,19 @@ def _next_marker(file: BinaryIO) -> int:
         while (code := _read(file, 1)[0]) == 0xFF:
             pass
     return code
+
+
+def count_jpeg_scans(data: bytes, parts: Parts) -> int:
+    """Return the number of scans of a JPEG file, of which a progressive image has several.
+
+    Images that follow in the same file are not counted.
+    """
+    n_scans, place = 0, parts.ranges[-1][0]  # the first scan
+    while (found := _JPEG_MARKER.search(data, place)) is not None and found[1][0] != _EOI:
+        n_scans += found[1][0] == _SOS
+        has_length = found[1][0] not in _JPEG_WITHOUT_LENGTH
+        place = found.end() + (int.from_bytes(data[found.end() : found.end() + 2], 'big') if has_length else 0)
+    return n_scans
 
 
 def strip_jpeg(data: bytes, parts: Parts) -> bytes:

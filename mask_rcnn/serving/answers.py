@@ -80,10 +80,10 @@ class AnswerFormat:
         return cls(choose_media_type(accept), _parse_score(parameters.get('score')), masks)
 
     def minimum_score(self, defaults: DefaultScores) -> float:
-        """Return the minimum score of the detections in the answer."""
+        """Return the minimum score of the detections in the answer; 0 for all detections of the model."""
         if self.score is not None:
             return self.score
-        return defaults.json if self.media_type == JSON else defaults.picture
+        return 0.0 if self.media_type == JSON else defaults.picture
 
 
 def _parse_score(text: str | None) -> float | None:

@@ -135,7 +135,8 @@ class DetectionThread:
         """Detect in noise and compute all kinds of answers: this compiles kernels and loads fonts."""
         pixels = np.random.RandomState(0).randint(0, 256, (*_WARM_UP_SIZE, 3), np.uint8)
         try:
-            (detections,) = self._model.detect([pixels])
+            (found,) = self._model.detect([pixels])
+            detections = found if len(found) else _make_detections(self._model)
             detections.to_coco(0)
             detections.draw(pixels)
         except Exception:
@@ -193,3 +194,18 @@ class DetectionThread:
                 if job.future.set_running_or_notify_cancel():
                     return job
         return None
+
+
+def _make_detections(model: Any) -> Detections:
+    """Return a detection in the image of noise, if the model has found none."""
+    config = model.config
+    return Detections(
+        boxes=np.array([[8, 8, 40, 56]], np.float32),
+        labels=np.zeros(1, np.int32),
+        scores=np.ones(1, np.float32),
+        size=_WARM_UP_SIZE,
+        mask_probs=np.ones((1, 28, 28), np.float32) if config.masks else None,
+        class_names=model.class_names,
+        category_ids=model.category_ids,
+        dialect=config.dialect,
+    )

@@ -22,6 +22,13 @@ class RequestError(Exception):
         self.headers = {} if retry_after is None else {'Retry-After': str(retry_after)}
 
 
+class ClientDisconnected(RequestError):
+    """The client has closed the connection; the status, of nginx, is only that of the metrics."""
+
+    def __init__(self) -> None:
+        super().__init__(499, 'the client has closed the connection')
+
+
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return the answer to a request that is refused: ``{"error": {"status": 415, "message": "one line"}}``."""
     content = {'error': {'status': status, 'message': ' '.join(message.split())}}

@@ -7,7 +7,6 @@ import contextlib
 import logging
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mask_rcnn.serving.access import SECURITY_HEADERS, AccessRules
@@ -20,8 +19,6 @@ _logger = logging.getLogger(__name__)
 #: have sent their request, and lose it if the connection is closed before.
 DISCARD_SECONDS = 5.0
 
-#: The status in the metrics of requests whose client closed the connection.
-_DISCONNECTED = 499
 _TIMED_OUT = 408
 _OTHER = 'other'
 
@@ -49,8 +46,6 @@ class Guard:
             await self._app(scope, exchange.receive, exchange.send)
         except RequestError as error:
             await error_response(error.status, str(error), error.headers)(scope, exchange.receive, exchange.send)
-        except ClientDisconnect:
-            exchange.status = exchange.status or _DISCONNECTED
         except Exception:
             _logger.exception('%s %s failed', scope['method'], scope['path'])
             if not exchange.status:
@@ -58,7 +53,7 @@ class Guard:
                 await response(scope, exchange.receive, exchange.send)
         finally:
             method = scope['method'] if scope['method'] in ('GET', 'HEAD', 'POST', 'OPTIONS') else _OTHER
-            self._metrics.requests.labels(self._label(scope['path']), method, exchange.status or _DISCONNECTED).inc()
+            self._metrics.requests.labels(self._label(scope['path']), method, exchange.status).inc()
 
     def _label(self, path: str) -> str:
         for name in self._paths:

@@ -23,8 +23,9 @@ class Limits:
         batch_size: Maximum number of images in a batch; ``None`` for
             :data:`~mask_rcnn.inference.predictor.GPU_BATCH_SIZE` on a GPU and 1 on the CPU.
         timeout: Maximum time of a request from its header to its answer, in seconds.
-        idle_timeout: Maximum time in seconds for the header of a request, between two parts of its body (also at the
-            end of a connection's answer), and without a request on an open connection.
+        idle_timeout: Maximum time in seconds for the header of a request, between two parts of an upload or of an
+            answer, and without a request on an open connection.
+        min_upload_rate: Minimum number of bytes per second of an upload, after ``idle_timeout`` seconds.
     """
 
     max_bytes: int = 20 * MIB
@@ -33,11 +34,12 @@ class Limits:
     batch_size: int | None = None
     timeout: float = 60.0
     idle_timeout: float = 10.0
+    min_upload_rate: int = 4096
 
     @property
     def max_uploads(self) -> int:
         """Maximum number of request bodies that are received at the same time, which bounds their memory."""
-        return 2 * self.queue + 32
+        return 2 * self.queue + 16
 
 
 class Deadline:

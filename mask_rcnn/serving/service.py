@@ -10,14 +10,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
 from mask_rcnn.preprocessing.image_header import ImageHeader
 from mask_rcnn.serving.answers import AnswerFormat, DefaultScores, encode_answer
 from mask_rcnn.serving.batching import DetectionThread
-from mask_rcnn.serving.errors import RequestError
+from mask_rcnn.serving.errors import ClientDisconnected, RequestError
 from mask_rcnn.serving.limits import RETRY_AFTER, Deadline, Limits
 from mask_rcnn.serving.metrics import Metrics
 from mask_rcnn.serving.uploads import check_image, decode_image, read_upload
@@ -106,7 +106,6 @@ class DetectionService:
 
         Raises:
             RequestError: The request is refused.
-            starlette.requests.ClientDisconnect: The client has closed the connection.
         """
         start, deadline = time.perf_counter(), Deadline(self.limits.timeout)
         self._check_open()
@@ -177,7 +176,7 @@ async def _run_until_disconnect(work: Coroutine[Any, Any, _Result], receive: Rec
     """Return the result of a coroutine, which is cancelled if the client disconnects or the request's time ends.
 
     Raises:
-        starlette.requests.ClientDisconnect: The client has closed the connection.
+        ClientDisconnected: The client has closed the connection.
         RequestError: The time has ended.
     """
     task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
@@ -186,7 +185,7 @@ async def _run_until_disconnect(work: Coroutine[Any, Any, _Result], receive: Rec
         if task.done():
             return task.result()
         if disconnect.done():
-            raise ClientDisconnect
+            raise ClientDisconnected
         raise RequestError(
             503, f'no answer within {deadline.seconds:g} s, the limit of this server', retry_after=RETRY_AFTER
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mask_rcnn.serving.errors import RequestError
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 #: Suffix of a file -> its media type.  The tables of operating systems differ, and browsers refuse scripts of others.
 _MEDIA_TYPES = {
@@ -26,11 +30,15 @@ _MEDIA_TYPES = {
 
 
 class StaticFiles:
-    """The files of the package's folder ``static``, read once; requests for other names have status 404."""
+    """The files of a folder, read once; requests for other names have status 404.
 
-    def __init__(self) -> None:
+    Args:
+        folder: The folder; ``None`` for the folder ``static`` of the package.
+    """
+
+    def __init__(self, folder: Traversable | None = None) -> None:
         self._files: dict[str, tuple[bytes, str, str]] = {}
-        folder = resources.files('mask_rcnn.serving') / 'static'
+        folder = resources.files('mask_rcnn.serving') / 'static' if folder is None else folder
         for file in folder.iterdir() if folder.is_dir() else ():
             suffix = file.name[file.name.rfind('.') :]
             if file.is_file() and suffix in _MEDIA_TYPES:

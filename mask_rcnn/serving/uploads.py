@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,6 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
@@ -20,8 +20,9 @@ from mask_rcnn.preprocessing.image_decoding import decode
 from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, image_file_errors, not_an_image
 from mask_rcnn.preprocessing.image_formats import N_MAGIC_BYTES, detect_format
 from mask_rcnn.preprocessing.image_header import ImageHeader, read_header
+from mask_rcnn.preprocessing.jpeg_png import Parts, count_jpeg_scans
 from mask_rcnn.preprocessing.orientation import make_upright
-from mask_rcnn.serving.errors import RequestError
+from mask_rcnn.serving.errors import ClientDisconnected, RequestError
 from mask_rcnn.serving.limits import MIB, Deadline, Limits
 
 #: The field of a form that contains the image.
@@ -31,7 +32,6 @@ IMAGE_FIELD = 'image'
 #: pixels, and takes only a few bytes in a file that is made to occupy the decoder.
 MAX_JPEG_SCANS = 100
 
-_START_OF_SCAN = b'\xff\xda'
 _FORM = b'multipart/form-data'
 _FORM_OVERHEAD = 4096  # bytes of boundaries and headers
 _EXPECTED_TYPE = 'send the bytes of an image with Content-Type: image/jpeg (or another image/ type), or a form'
@@ -48,7 +48,7 @@ async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadli
 
     Raises:
         RequestError: The request contains no image, or is too large or too slow.
-        starlette.requests.ClientDisconnect: The client has closed the connection.
+        ClientDisconnected: The client has closed the connection.
     """
     kind, options = parse_options_header(headers.get('content-type'))
     is_form = kind == _FORM
@@ -68,18 +68,19 @@ async def _read_body(
 ) -> bytes:
     if declared is not None and declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(limits)
-    data, has_more = bytearray(), True
+    data, has_more, start = bytearray(), True, time.monotonic()
     while has_more:
+        pace = start + limits.idle_timeout + len(data) / limits.min_upload_rate - time.monotonic()
         try:
-            message = await asyncio.wait_for(receive(), min(limits.idle_timeout, deadline.remaining))
+            message = await asyncio.wait_for(receive(), max(min(limits.idle_timeout, pace, deadline.remaining), 0.0))
         except asyncio.TimeoutError:
             raise RequestError(
                 408,
-                f'the request body was not complete in time: no data for {limits.idle_timeout:g} s, or more than '
-                f'{limits.timeout:g} s in total',
+                f'the request body came too slowly: no data for {limits.idle_timeout:g} s, fewer than '
+                f'{limits.min_upload_rate:,} bytes per second, or more than {limits.timeout:g} s in total',
             ) from None
         if message['type'] == 'http.disconnect':
-            raise ClientDisconnect
+            raise ClientDisconnected
         data += message.get('body', b'')
         has_more = message.get('more_body', False)
         if len(data) > max_bytes:
@@ -101,6 +102,8 @@ def parse_form(data: bytes, boundary: bytes) -> bytes:
     Raises:
         RequestError: The form is damaged or incomplete, or does not have exactly this field.
     """
+    if not boundary:
+        raise RequestError(400, 'the Content-Type of the form has no boundary')
     form = _Form()
     try:
         parser = MultipartParser(boundary, form.callbacks())
@@ -191,9 +194,10 @@ def check_image(data: bytes, max_pixels: int) -> ImageHeader:
         raise RequestError(
             422, f'the image has {width} x {height} pixels, more than {max_pixels:,}, the limit of this server'
         )
-    n_scans = data.count(_START_OF_SCAN) if header.format == 'JPEG' else 0
-    if n_scans > MAX_JPEG_SCANS:
-        raise RequestError(422, f'the image has {n_scans} scans, more than {MAX_JPEG_SCANS}')
+    if header.format == 'JPEG' and isinstance(header.structure, Parts):
+        n_scans = count_jpeg_scans(data, header.structure)
+        if n_scans > MAX_JPEG_SCANS:
+            raise RequestError(422, f'the image has {n_scans} scans, more than {MAX_JPEG_SCANS}')
     return header
 
 
