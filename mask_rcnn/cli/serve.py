@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import logging
 import sys
@@ -233,8 +234,16 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return open_socket(host, port)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or str(error)
-        raise UsageError(f'--host {host} --port {port}: {reason}; --port 0 selects a free port') from error
+        raise UsageError(f'--host {host} --port {port}: {_listening_error(error)}') from error
+
+
+def _listening_error(error: OSError | UnicodeError) -> str:
+    number = getattr(error, 'errno', None)
+    if number == errno.EADDRINUSE:
+        return 'another program uses this port; --port 0 selects a free one'
+    if number == errno.EACCES:
+        return 'ports below 1024 need the rights of an administrator'
+    return getattr(error, 'strerror', None) or str(error)
 
 
 @contextlib.contextmanager

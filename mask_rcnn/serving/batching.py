@@ -82,15 +82,24 @@ class DetectionThread:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        self.close(finish=error_type is None)
 
-    def close(self) -> None:
-        """Process the images that wait, and end the thread."""
+    def close(self, *, finish: bool = True) -> None:
+        """End the thread.
+
+        Args:
+            finish: Whether to process the images that wait; otherwise they are dropped, and the present batch is not
+                waited for.
+        """
         with self._condition:
             self._is_closed = True
+            if not finish:
+                for job in self._waiting:
+                    job.future.cancel()
             self._condition.notify()
-        self._thread.join()
+        if finish:
+            self._thread.join()
 
     @property
     def is_alive(self) -> bool:

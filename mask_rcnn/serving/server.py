@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -107,6 +108,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop the server; a second signal ends it at once."""
         if self.should_exit:
+            logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL)  # it reports each request that is dropped
             raise KeyboardInterrupt
         self.stop()
         line = (

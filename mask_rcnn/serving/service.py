@@ -75,10 +75,11 @@ class DetectionService:
         self._worker.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        finish = error_type is None
         self.stop()
-        self._worker.close()
-        self._executor.shutdown()
+        self._worker.close(finish=finish)
+        self._executor.shutdown(wait=finish, cancel_futures=not finish)
 
     def stop(self) -> None:
         """Refuse further requests; those that have been taken are answered."""

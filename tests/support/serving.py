@@ -107,7 +107,7 @@ class RunningServer:
     def __exit__(self, *exception):
         self.server.stop()
         self.thread.join()
-        self.service.__exit__()
+        self.service.__exit__(*exception)
 
     def connect(self):
         """Return a connected socket."""
