@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from mask_rcnn.config.fields import describe_value
 from mask_rcnn.serving.errors import RequestError
 
 #: Names of the machine itself.
@@ -67,7 +68,8 @@ class AccessRules:
         host = headers.get('host', '')
         if not self._accepts_host(host):
             raise RequestError(
-                403, f'the host {host!r} is not a name of this server; mask-rcnn serve --allow-host NAME allows it'
+                403,
+                f'the host {describe_value(host)} is not a name of this server; --allow-host allows other names',
             )
         if scope['method'] not in _SAFE_METHODS:
             self._check_origin(headers, host)
@@ -79,7 +81,7 @@ class AccessRules:
     def _check_origin(self, headers: Headers, host: str) -> None:
         origin, site = headers.get('origin'), headers.get('sec-fetch-site', 'none')
         if origin is not None and not self._is_own(origin, host):
-            raise RequestError(403, f'requests of pages of {origin} are refused')
+            raise RequestError(403, f'requests of pages of {describe_value(origin)} are refused')
         if site not in _OWN_SITES:
             raise RequestError(403, 'requests of pages of other sites are refused')
 

@@ -71,7 +71,9 @@ class AnswerFormat:
         """
         for name in parameters:
             if name not in _PARAMETERS:
-                raise RequestError(400, f'unknown parameter {name!r}, expected {" or ".join(_PARAMETERS)}')
+                raise RequestError(
+                    400, f'unknown parameter {describe_value(name)}, expected {" or ".join(_PARAMETERS)}'
+                )
         if n_parameters != len(parameters):
             raise RequestError(400, 'a parameter is repeated')
         masks = parameters.get('masks', 'rle')
@@ -111,7 +113,7 @@ def choose_media_type(accept: str | None) -> str:
     qualities = {media_type: _quality(media_type, ranges) for media_type in MEDIA_TYPES}
     best = max(MEDIA_TYPES, key=qualities.__getitem__)
     if not qualities[best]:
-        raise RequestError(406, f'Accept: {accept} contains none of {", ".join(MEDIA_TYPES)}')
+        raise RequestError(406, f'Accept: {describe_value(accept)} contains none of {", ".join(MEDIA_TYPES)}')
     return best
 
 

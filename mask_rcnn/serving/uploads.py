@@ -15,6 +15,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from mask_rcnn.config.fields import describe_value
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
 from mask_rcnn.preprocessing.image_decoding import decode
 from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, image_file_errors, not_an_image
@@ -53,7 +54,9 @@ async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadli
     kind, options = parse_options_header(headers.get('content-type'))
     is_form = kind == _FORM
     if not is_form and kind and not kind.startswith(b'image/') and kind != b'application/octet-stream':
-        raise RequestError(415, f'Content-Type {kind.decode("latin-1")} is not an image; {_EXPECTED_TYPE}')
+        raise RequestError(
+            415, f'Content-Type {describe_value(kind.decode("latin-1"))} is not an image; {_EXPECTED_TYPE}'
+        )
     max_bytes = limits.max_bytes + (_FORM_OVERHEAD if is_form else 0)
     data = await _read_body(receive, headers.get('content-length'), max_bytes, limits, deadline)
     if is_form:
@@ -160,7 +163,8 @@ class _Form:
             if name != IMAGE_FIELD:
                 raise RequestError(
                     400,
-                    f'unknown field {name!r} of the form; {IMAGE_FIELD} is its only field, parameters are in the URL',
+                    f'unknown field {describe_value(name)} of the form; {IMAGE_FIELD} is its only field, '
+                    'parameters are in the URL',
                 )
         if len(names) != 1:
             raise RequestError(400, f'the form has {len(names)} fields named {IMAGE_FIELD}, expected 1')

@@ -1,11 +1,12 @@
 """Measure the throughput and latency of ``mask-rcnn serve`` beside ``model.detect``, one image after the other.
 
-    python scripts/benchmarks/serving.py [--modelfile FILE] [--clients 4] [--requests 200] [--size 512]
+    python scripts/benchmarks/serving.py [--modelfile FILE] [--clients 1 4] [--rounds 5] [--size 512]
 
-The images are generated scenes (``--dataset shapes-rich``) of several sizes around ``--size``, as PNG files.  The
-script starts the server as a command of its own, with the default options, and stops it.  Both sides decode the files
-and compute the masks' run lengths; the server also encodes JSON and sends it.  The two sides run one after the other,
-after a warm-up of each.  "p50" and "p95" are percentiles of the time of a request, or of one image of ``detect``.
+The images are twelve generated scenes (``--dataset shapes-rich``) of several sizes, as PNG files.  The script starts
+the server as a command of its own, with the default options, and stops it.  Both sides decode the files, compute the
+run lengths of the masks and encode JSON; the server also receives and sends.  The sides alternate, so that other load
+on the machine affects all of them; each round processes all images.  "p50" and "p95" are percentiles of the time of a
+request, or of an image of ``detect``.  The CPU time of the server does not contain that of the clients.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mask_rcnn  # makes Chainer importable
@@ -33,7 +34,9 @@ import numpy as np
 
 from mask_rcnn.cli.options import positive_int
 from mask_rcnn.datasets import RichShapesDataset
+from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.runtime.cache import cache_weights
+from mask_rcnn.serving.limits import MIB
 from mask_rcnn.visualization.pictures import encode_picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,29 +55,50 @@ def make_files(folder: Path, size: int, n_files: int = 12) -> list[Path]:
     return files
 
 
-def run_requests(work: Callable[[Path], None], files: Sequence[Path], count: int, n_threads: int) -> dict[str, float]:
-    """Call a function for each request in some threads; returns requests per second, and percentiles in ms."""
-    seconds: list[float] = []
-    lock = threading.Lock()
+@dataclass
+class Side:
+    """The measurements of one side.
 
-    def measure(i: int) -> None:
+    Args:
+        work: Processes the image of a file.
+        n_threads: Number of files that are processed at the same time.
+        cpu_seconds: Returns the CPU time that the side has used.
+    """
+
+    work: Callable[[Path], None]
+    n_threads: int
+    cpu_seconds: Callable[[], float]
+    seconds: list[float] = field(default_factory=list)
+    total: float = 0.0
+    cpu: float = 0.0
+
+    def run(self, files: Sequence[Path]) -> None:
+        """Process files and add the times."""
+        start, cpu = time.perf_counter(), self.cpu_seconds()
+        if self.n_threads == 1:  # in this thread, which has a cache of the weights
+            self.seconds += map(self._measure, files)
+        else:
+            with ThreadPoolExecutor(self.n_threads) as pool:
+                self.seconds += pool.map(self._measure, files)
+        self.total += time.perf_counter() - start
+        self.cpu += self.cpu_seconds() - cpu
+
+    def _measure(self, file: Path) -> float:
         start = time.perf_counter()
-        work(files[i % len(files)])
-        elapsed = time.perf_counter() - start
-        with lock:
-            seconds.append(elapsed)
+        self.work(file)
+        return time.perf_counter() - start
 
-    start = time.perf_counter()
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(measure, range(count)))
-    total = time.perf_counter() - start
-    median, high = 1000 * np.percentile(seconds, [50, 95])
-    return {'images/s': count / total, 'p50 ms': float(median), 'p95 ms': float(high)}
+    def row(self) -> str:
+        """Return the figures as text."""
+        n_files = len(self.seconds)
+        median, high = 1000 * np.percentile(self.seconds, [50, 95])
+        cpu = 1000 * self.cpu / n_files
+        return f'{n_files / self.total:10.2f} {median:8.0f} {high:8.0f} {cpu:15.0f}'
 
 
 @contextmanager
-def running_server(modelfile: Path, options: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Start the command, wait until it is ready, and stop it after the context; yields its URL and process id."""
+def running_server(modelfile: Path, options: Sequence[str]) -> Iterator[str]:
+    """Start the command, wait until it is ready, and stop it after the context; yields its URL."""
     command = [
         sys.executable,
         '-m',
@@ -95,7 +119,7 @@ def running_server(modelfile: Path, options: Sequence[str]) -> Iterator[tuple[st
             raise SystemExit('error: the server did not start')
         while not _is_ready(match[0]):
             time.sleep(0.1)
-        yield match[0], process.pid
+        yield match[0]
     finally:
         process.send_signal(signal.SIGINT)
         process.wait()
@@ -109,12 +133,11 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def resident_mib(url: str) -> float:
-    """Return the resident memory of a server in MiB, from its metrics."""
+def read_metric(url: str, name: str) -> float:
+    """Return a metric of a server."""
     with urllib.request.urlopen(f'{url}metrics') as answer:
-        text = answer.read().decode()
-    match = re.search(r'^process_resident_memory_bytes (\S+)', text, re.MULTILINE)
-    return float(match[1]) / 2**20 if match else 0.0
+        match = re.search(rf'^{name} (\S+)', answer.read().decode(), re.MULTILINE)
+    return float(match[1]) if match else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,51 +145,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--modelfile', type=Path, default=MODEL, metavar='FILE', help='weights (default: %(default)s)')
     parser.add_argument('--clients', type=positive_int, nargs='+', default=[1, 4], help='numbers of clients')
-    parser.add_argument('--requests', type=positive_int, default=200, help='requests of each run')
-    parser.add_argument('--size', type=positive_int, default=512, help='size of the largest images in pixels')
-    parser.add_argument('--gpu', default='-1', help='number of the GPU, -1 for the CPU')
+    parser.add_argument('--rounds', type=positive_int, default=5, metavar='N', help='rounds (default: %(default)s)')
+    parser.add_argument(
+        '--size', type=positive_int, default=512, metavar='N', help='size of the largest images, pixels'
+    )
+    parser.add_argument('--gpu', default='-1', metavar='ID', help='number of the GPU, -1 for the CPU')
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        files = make_files(Path(folder), args.size)
-        rows = {'detect': _measure_detect(args, files)}
-        with running_server(args.modelfile, ['--gpu', args.gpu]) as (url, _):
-            run_requests(lambda file: _post(url, file), files, len(files), 1)
-            memory = resident_mib(url)
-            for n_clients in args.clients:
-                rows[f'server, {n_clients} at once'] = run_requests(
-                    lambda file: _post(url, file), files, args.requests, n_clients
-                )
-            grown = resident_mib(url) - memory
-    for name, row in rows.items():
-        print(f'{name:22}' + '  '.join(f'{key} {value:7.1f}' for key, value in row.items()))
-    print(f'memory of the server: {memory:.0f} MiB after the warm-up, {grown:+.0f} MiB after the requests')
-    return 0
-
-
-def _measure_detect(args: argparse.Namespace, files: Sequence[Path]) -> dict[str, float]:
     model = mask_rcnn.load(args.modelfile, gpu=int(args.gpu), bn2affine=True)
 
     def detect(file: Path) -> None:
         (detections,) = model.detect([file])
-        detections.to_coco(0)
+        json.dumps(detections.to_coco(0))
 
-    with cache_weights():
+    sides = {'detect': Side(detect, 1, time.process_time)}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(args.modelfile, ['--gpu', args.gpu]) as url,
+        cache_weights(),
+    ):
+
+        def post(file: Path) -> None:
+            request = urllib.request.Request(f'{url}v1/detect', file.read_bytes(), {'Content-Type': 'image/png'})
+            with urllib.request.urlopen(request) as answer:
+                json.loads(answer.read())
+
+        def server_cpu() -> float:
+            return read_metric(url, 'process_cpu_seconds_total')
+
+        for n_clients in args.clients:
+            name = f'server, {counted(n_clients, "client")}'
+            sides[name] = Side(post, n_clients, server_cpu)
+        files = make_files(Path(folder), args.size)
         for file in files:
             detect(file)
-        # In this thread: the cache is that of the thread.
-        seconds = []
-        for i in range(args.requests):
-            start = time.perf_counter()
-            detect(files[i % len(files)])
-            seconds.append(time.perf_counter() - start)
-    median, high = 1000 * np.percentile(seconds, [50, 95])
-    return {'images/s': len(seconds) / sum(seconds), 'p50 ms': float(median), 'p95 ms': float(high)}
-
-
-def _post(url: str, file: Path) -> None:
-    request = urllib.request.Request(f'{url}v1/detect', file.read_bytes(), {'Content-Type': 'image/png'})
-    with urllib.request.urlopen(request) as answer:
-        json.loads(answer.read())
+            post(file)
+        memory = read_metric(url, 'process_resident_memory_bytes')
+        for _ in range(args.rounds):
+            for side in sides.values():
+                side.run(files)
+        grown = read_metric(url, 'process_resident_memory_bytes') - memory
+    print(f'{"":20}{"images/s":>10} {"p50, ms":>8} {"p95, ms":>8} {"CPU ms / image":>15}')
+    for name, side in sides.items():
+        print(f'{name:20}{side.row()}')
+    print(f'memory of the server: {memory / MIB:.0f} MiB after the warm-up, {grown / MIB:+.0f} MiB after the requests')
+    return 0
 
 
 if __name__ == '__main__':

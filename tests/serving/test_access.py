@@ -92,7 +92,7 @@ def test_a_foreign_page_has_one_line_and_no_permission(client, scene):
     headers = {'Content-Type': 'image/png', 'Origin': 'https://evil.com'}
     response = client.post('v1/detect', content=scene, headers=headers)
     assert response.status_code == 403
-    assert response.json()['error']['message'] == 'requests of pages of https://evil.com are refused'
+    assert response.json()['error']['message'] == "requests of pages of 'https://evil.com' are refused"
     preflight = client.options('v1/detect', headers={**headers, 'Access-Control-Request-Method': 'POST'})
     assert preflight.status_code in (403, 405)
     for answer in (response, preflight, client.get('v1/model', headers=headers)):

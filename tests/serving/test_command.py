@@ -1,5 +1,6 @@
 """``mask-rcnn serve``: its arguments, its lines and its end."""
 
+import logging
 import os
 import signal
 import socket
@@ -180,3 +181,15 @@ def test_an_address_that_other_machines_reach_is_a_warning(apps, capsys):
     out, err = capsys.readouterr()
     assert err == 'warning: --host 0.0.0.0: other machines can reach the server, which has no passwords\n'
     assert out.startswith('serving shapes_mobilenet_v1_fpn at http://127.0.0.1:')
+
+
+def test_tracebacks_are_written_to_the_standard_error(capsys):
+    with serve._logging_to_stderr():
+        try:
+            raise ValueError('an error with\x1b an escape')
+        except ValueError:
+            logging.getLogger('mask_rcnn.serving.guard').exception('POST /v1/detect failed')
+        logging.getLogger('python_multipart.multipart').warning('each damaged form')
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'POST /v1/detect failed' and lines[1] == 'Traceback (most recent call last):'
+    assert lines[-1] == 'ValueError: an error with\\x1b an escape'

@@ -233,7 +233,7 @@ def test_a_chunk_that_is_damaged(server):
     with server.connect() as connection:
         connection.sendall(request_bytes(Content_Length=None, Transfer_Encoding='chunked') + b'zz\r\n')
         assert read_answer(connection)[0] == 400
-    assert server.service.n_uploads == 0
+    wait_until(lambda: server.service.n_uploads == 0)
 
 
 def test_the_end_answers_what_was_taken(pool):

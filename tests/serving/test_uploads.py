@@ -107,7 +107,7 @@ def test_a_jpeg_file_with_very_many_scans_is_refused(limited):
 @pytest.mark.parametrize('kind', ['text/plain', 'application/x-www-form-urlencoded', 'video/mp4', 'multipart/mixed'])
 def test_other_content_types(limited, kind):
     status, message = error_of(limited.post('v1/detect', content=gray_png(9), headers={'Content-Type': kind}))
-    assert status == 415 and message.startswith(f'Content-Type {kind} is not an image; send the bytes of an image')
+    assert status == 415 and message.startswith(f'Content-Type {kind!r} is not an image; send the bytes of an image')
 
 
 @pytest.mark.parametrize('is_form', [False, True])
