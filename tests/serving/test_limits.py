@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.serving import guard
 from mask_rcnn.serving.batching import DetectionThread
 from tests.support.serving import GatedModel, RunningServer, gray_png, read_answer, request_bytes, wait_until
@@ -53,6 +54,21 @@ def test_images_that_wait_form_batches_of_equal_size():
         first.result(10)
     # The first image and two of its size; the first one that waits and the other of its size; the rest.
     assert model.images == [100, 1, 2, 3, 6, 4, 5, 7] and batches == [3, 2, 3]
+
+
+def test_batches_of_a_network_have_the_detections_of_single_images(model):
+    dataset, batches = RichShapesDataset(4, size=160, seed=5), []
+    scenes = [dataset[i].image.transpose(1, 2, 0).astype(np.uint8) for i in range(4)]
+    worker = DetectionThread(model, batch_size=3, on_batch=batches.append, warm_up=False)
+    futures = [worker.submit(scene) for scene in scenes]
+    with worker:
+        found = [future.result(30) for future in futures]
+    assert batches == [3, 1]
+    for detections, scene in zip(found, scenes, strict=True):
+        (expected,) = model.detect([scene])
+        assert len(expected) and detections.names == expected.names
+        np.testing.assert_allclose(detections.scores, expected.scores, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(detections.boxes, expected.boxes, rtol=0, atol=1e-3)
 
 
 def test_an_error_of_one_image_does_not_concern_the_others():
