@@ -54,12 +54,13 @@ def running_chromium():
 
 
 @contextlib.contextmanager
-def opened_page(browser, address, **options):
+def opened_page(browser, address, origin=None, **options):
     """Yield a page; at the end, fail if it has logged an error or sent a request to another origin.
 
     Args:
         browser: The browser.
         address: The address to open.
+        origin: The origin of all requests; by default ``address``.
         **options: Arguments of Playwright's ``new_context``.
     """
     context = browser.new_context(**{'viewport': {'width': 1000, 'height': 700}, **options})
@@ -74,7 +75,7 @@ def opened_page(browser, address, **options):
         yield page
     finally:
         context.close()
-    origin = address.rstrip('/') + '/'
+    origin = (origin or address).rstrip('/') + '/'
     assert [url for url in addresses if not url.startswith((origin, f'blob:{origin}'))] == []
     # The browser itself logs the status of answers such as 429.
     assert [text for text in errors if not text.startswith('Failed to load resource')] == []

@@ -65,7 +65,7 @@ class PageServer:
     """
 
     def __init__(self):
-        self.model, self.openapi = MODEL, {}
+        self.openapi = {}
         self.reset()
         self.n_running = 0
         routes = [
@@ -105,7 +105,7 @@ class PageServer:
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield 'http://127.0.0.1:{}'.format(server.servers[0].sockets[0].getsockname()[1])
+            yield f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}'
         finally:
             server.should_exit = True
             thread.join()

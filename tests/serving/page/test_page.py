@@ -7,109 +7,31 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.responses import Response
 
 from mask_rcnn.visualization.colors import PALETTE
-from tests.support.browser import CONTRASTS, downloaded, opened_page, running_chromium
-from tests.support.page_server import PageServer, answer, detection, rectangle, refusal
-
-SIZE = (80, 120)
-PERSON = rectangle(SIZE, 10, 10, 70, 80)
-DOG = rectangle(SIZE, 30, 30, 50, 60)
-OTHER_PERSON = rectangle(SIZE, 20, 90, 60, 115)
-OBJECTS = [detection('person', 0.9, PERSON), detection('dog', 0.7, DOG), detection('person', 0.3, OTHER_PERSON)]
-GREY = 90  # of the picture
-FILL = 0.42  # opacity of masks
-
-# Pixels (y, x) that lie in the middle of one object.
-ON_PERSON, ON_DOG, ON_OTHER, OUTSIDE = (60, 45), (40, 45), (40, 100), (5, 5)
-
-pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
-
-
-@pytest.fixture(scope='module')
-def browser():
-    with running_chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope='module')
-def running_server():
-    server = PageServer()
-    with server.running() as address:
-        yield server, address
-
-
-@pytest.fixture
-def server(running_server):
-    running_server[0].reset()
-    running_server[0].reply = answer(SIZE, OBJECTS)
-    return running_server[0]
-
-
-@pytest.fixture
-def address(running_server):
-    return running_server[1]
-
-
-@pytest.fixture
-def page(browser, server, address):
-    with opened_page(browser, address) as page:
-        yield page
-
-
-def encode(pixels, kind='PNG', **options):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-PICTURE = encode(np.full((*SIZE, 3), GREY, np.uint8))
-
-
-def choose(page, content=PICTURE, name='scene.png', kind='image/png'):
-    """Choose a file and wait for its objects."""
-    page.locator('#file').set_input_files({'name': name, 'mimeType': kind, 'buffer': content})
-
-
-def choose_and_wait(page):
-    choose(page)
-    page.locator('#objects button').first.wait_for()
-
-
-def pixel(page, place, canvas='overlay', size=SIZE):
-    """Return the RGBA value of a canvas at the pixel ``(y, x)`` of a picture."""
-    script = """([id, y, x, width]) => {
-      const canvas = document.getElementById(id);
-      const zoom = canvas.width / width;
-      return [...canvas.getContext('2d').getImageData((x + 0.5) * zoom, (y + 0.5) * zoom, 1, 1).data];
-    }"""
-    return page.evaluate(script, [canvas, *place, size[1]])
-
-
-def color_at(page, place):
-    """Return the index in the palette of the colour of a mask."""
-    *rgb, alpha = pixel(page, place)
-    assert alpha == pytest.approx(255 * FILL, abs=2)
-    distance = np.abs(PALETTE.astype(int) - rgb).max(1)
-    assert distance.min() <= 3
-    return int(distance.argmin())
-
-
-def move_to(page, place, click=False):
-    """Move the mouse to the pixel ``(y, x)`` of the picture."""
-    box = page.locator('#overlay').bounding_box()
-    y, x = (box[origin] + box[side] * (at + 0.5) / n
-            for origin, side, at, n in zip('yx', ('height', 'width'), place, SIZE, strict=True))
-    (page.mouse.click if click else page.mouse.move)(x, y)
-
-
-def names(buttons):
-    """Return the accessible names of buttons of the list."""
-    return [button.get_attribute('aria-label') for button in buttons.all()]
-
-
-def listed(page):
-    return names(page.locator('#objects button'))
+from tests.support.browser import CONTRASTS, downloaded, opened_page
+from tests.support.page_scene import (
+    FILL,
+    GREY,
+    OBJECTS,
+    ON_DOG,
+    ON_OTHER,
+    ON_PERSON,
+    OUTSIDE,
+    PERSON,
+    PICTURE,
+    SIZE,
+    choose,
+    choose_and_wait,
+    color_at,
+    encode,
+    listed,
+    move_to,
+    names,
+    pixel,
+)
+from tests.support.page_server import answer, detection, rectangle, refusal
 
 
 def test_masks_of_a_chosen_picture_appear(page, server):
@@ -121,12 +43,13 @@ def test_masks_of_a_chosen_picture_appear(page, server):
     assert color_at(page, ON_PERSON) != color_at(page, ON_OTHER)
     assert pixel(page, ON_DOG)[3] == pytest.approx(255 * (1 - (1 - FILL) ** 2), abs=3)  # one mask over another
     assert listed(page) == ['person, score 0.90', 'dog, score 0.70', 'person, score 0.30']
-    (query, content, headers), = server.detections
+    ((query, content, headers),) = server.detections
     assert (query, content) == ('score=0.05&masks=rle', PICTURE)
     assert headers['accept'] == 'application/json' and headers['content-type'] == 'image/png'
-    assert page.locator('#info').text_content() == '120 × 80 · 13 ms'
+    assert page.locator('#info').text_content() == '120 \u00d7 80 · 13 ms'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('event', ['drop', 'paste'])
 def test_a_picture_is_dropped_or_pasted(page, server, event):
     script = """([event, bytes]) => {
@@ -141,6 +64,7 @@ def test_a_picture_is_dropped_or_pasted(page, server, event):
     assert [content for _, content, _ in server.detections] == [PICTURE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('event', ['drop', 'paste'])
 def test_something_else_is_dropped_or_pasted(page, server, event):
     script = """(event) => {
@@ -169,6 +93,7 @@ def test_the_mouse_shows_class_and_score(page):
     assert page.locator('#objects .active').count() == 0
 
 
+@pytest.mark.slow
 def test_a_click_selects_until_escape(page):
     choose_and_wait(page)
     dog = page.get_by_role('button', name='dog, score 0.70')
@@ -200,15 +125,18 @@ def test_the_keyboard_moves_through_the_objects(page):
     assert focused.get_attribute('aria-pressed') == 'true'
 
 
+@pytest.mark.slow
 def test_all_controls_are_reached_with_the_keyboard(page):
     choose_and_wait(page)
     found = []
     page.locator('body').press('Tab')
     for _ in range(13):
-        found.append(page.evaluate("""() => {
+        found.append(
+            page.evaluate("""() => {
           const element = document.activeElement;
           return element.ariaLabel ?? (element.labels?.[0] ?? element).textContent;
-        }"""))
+        }""")
+        )
         page.keyboard.press('Tab')
     assert found == [
         'Skip to the objects', 'API', 'Choose a picture', 'Use the camera', 'Lowest score', 'Masks', 'Boxes', 'Labels',
@@ -234,6 +162,7 @@ def test_the_slider_filters_without_a_request(page, server):
     assert len(server.detections) == 1
 
 
+@pytest.mark.slow
 def test_a_screen_reader_hears_the_numbers(page):
     choose_and_wait(page)
     page.get_by_label('Lowest score').fill('0.05')
@@ -241,6 +170,7 @@ def test_a_screen_reader_hears_the_numbers(page):
     assert page.get_by_role('img', name='Picture with 3 objects: 2 person, 1 dog').count() == 1
 
 
+@pytest.mark.slow
 def test_masks_boxes_and_labels_are_switched(page):
     choose_and_wait(page)
     plate = (4, 30)  # of the person's label above the box
@@ -264,6 +194,7 @@ BORDER_ALPHAS = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_the_picture_is_saved_with_its_objects(page):
     choose_and_wait(page)
     page.get_by_label('Labels').uncheck()
@@ -296,6 +227,7 @@ def test_an_error_is_one_line(page, server):
     assert page.get_by_role('alert').text_content() == ''
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(page, server):
     server.reply = refusal(429, 'the queue is full')
     choose(page)
@@ -308,6 +240,7 @@ def test_a_busy_server_is_asked_again(page, server):
     assert page.get_by_role('button', name='Try again').count() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('content', 'message'),
     [(b'', 'scene.png: the file is empty.'), (b'x' * 2**17, 'scene.png: the file has 0.1 MiB, the server accepts 0.1')],
@@ -318,14 +251,16 @@ def test_a_file_that_the_server_would_refuse_is_not_sent(page, server, content, 
     assert server.detections == []
 
 
-@pytest.mark.parametrize(
-    'reply',
-    [
-        lambda accept, content: refusal(500, 'the server has failed\nsecret'),
-        {'image': {'width': 120, 'height': 80}, 'detections': [{**OBJECTS[0], 'segmentation': {'size': SIZE, 'counts': '9'}},
-                                                           {**OBJECTS[0], 'segmentation': {'size': SIZE, 'counts': 'P'}}]},
-    ],
-)  # fmt: skip
+FAILURES = {
+    'status': refusal(500, 'the server has failed\nsecret'),
+    'too long': answer(SIZE, [{**OBJECTS[0], 'segmentation': {'size': (2, 2), 'counts': '9'}}]),
+    'truncated': answer(SIZE, [{**OBJECTS[0], 'segmentation': {'size': SIZE, 'counts': 'P'}}]),
+    'not JSON': Response('{"image"'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reply', FAILURES.values(), ids=FAILURES)
 def test_a_failing_server_is_one_line(page, server, reply):
     server.reply = reply
     choose(page)
@@ -334,12 +269,14 @@ def test_a_failing_server_is_one_line(page, server, reply):
     assert page.locator('#stage').get_attribute('aria-busy') == 'false'
 
 
+@pytest.mark.slow
 def test_a_server_that_has_ended_is_one_line(page):
     page.route('**/v1/detect*', lambda route: route.abort())
     choose(page)
     page.get_by_role('alert').get_by_text('The server does not answer.').wait_for()
 
 
+@pytest.mark.slow
 def test_the_page_is_busy_until_the_answer(page, server):
     server.delay = 0.3
     choose(page)
@@ -348,6 +285,7 @@ def test_the_page_is_busy_until_the_answer(page, server):
     assert page.locator('#stage').get_attribute('aria-busy') == 'false'
 
 
+@pytest.mark.slow
 def test_the_last_of_two_pictures_wins(page, server):
     server.delay = 0.2
     server.reply = lambda accept, content: answer(SIZE, OBJECTS[: 1 if content == PICTURE else 2])
@@ -359,6 +297,7 @@ def test_the_last_of_two_pictures_wins(page, server):
     assert pixel(page, OUTSIDE, 'picture') == [GREY, GREY, GREY, 255]
 
 
+@pytest.mark.slow
 def test_class_names_are_text(page, server):
     name = '<img src=x onerror=alert(1)>'
     server.reply = answer(SIZE, [detection(name, 0.9, PERSON)])
@@ -368,6 +307,7 @@ def test_class_names_are_text(page, server):
     assert page.locator('#objects img, #tooltip img, #summary img').count() == 0
 
 
+@pytest.mark.slow
 def test_objects_without_masks_are_boxes(page, server):
     server.reply = answer(SIZE, [{**OBJECTS[0], 'segmentation': None}])
     choose_and_wait(page)
@@ -376,6 +316,7 @@ def test_objects_without_masks_are_boxes(page, server):
     assert np.count_nonzero(page.evaluate(BORDER_ALPHAS)) >= 1
 
 
+@pytest.mark.slow
 def test_keypoints_are_drawn(browser, server, address):
     server.model = {**server.model, 'keypoints': {'names': ['a', 'b', 'c'], 'skeleton': [[0, 1], [1, 2]]}}
     server.reply = answer(SIZE, [{**OBJECTS[0], 'segmentation': None, 'keypoints': [20, 60, 1, 60, 60, 1, 60, 20, 0]}])
@@ -387,6 +328,7 @@ def test_keypoints_are_drawn(browser, server, address):
         assert pixel(page, (59.5, 40))[3] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('is_turned', [True, False])
 def test_orientation_is_that_of_the_server(browser, server, address, is_turned):
     stored = np.zeros((80, 120, 3), np.uint8)
@@ -405,10 +347,9 @@ def test_orientation_is_that_of_the_server(browser, server, address, is_turned):
     assert bright == ([False, True, False, False] if is_turned else [True, False, False, False])
 
 
+@pytest.mark.slow
 def test_pictures_that_the_browser_cannot_decode_come_from_the_server(page, server):
     def reply(accept, content):
-        from starlette.responses import Response
-
         if accept == 'image/png':
             return Response(PICTURE, media_type='image/png')
         return answer(SIZE, OBJECTS)
@@ -436,6 +377,7 @@ def test_a_phone(browser, server, address):
             assert button.bounding_box()['height'] >= 44
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_contrast_in_both_color_schemes(browser, server, address, scheme):
     with opened_page(browser, address, color_scheme=scheme) as page:
@@ -454,6 +396,7 @@ def test_contrast_in_both_color_schemes(browser, server, address, scheme):
     assert len(texts) > 25 and [(text, contrast) for text, contrast in texts if contrast < 4.5] == []
 
 
+@pytest.mark.slow
 def test_reduced_motion(browser, server, address):
     server.delay = 0.2
     with opened_page(browser, address, reduced_motion='reduce') as page:
@@ -463,6 +406,7 @@ def test_reduced_motion(browser, server, address):
         assert page.evaluate(style) == 'none'
 
 
+@pytest.mark.slow
 def test_roles_and_names(page):
     for role, name in [('banner', None), ('main', None), ('navigation', 'Pages'), ('region', 'Picture')]:
         assert page.get_by_role(role, name=name).count() == 1, role
@@ -477,6 +421,7 @@ def test_roles_and_names(page):
     assert page.locator('html').get_attribute('lang') == 'en'
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_scaled_to_the_page(page, server):
     size = (2000, 3000)
     server.reply = answer(size, [detection('person', 0.9, rectangle(size, 500, 500, 1500, 2500))])
