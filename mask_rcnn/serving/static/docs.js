@@ -82,14 +82,15 @@ function renderAnswers(api, responses) {
   const entries = Object.entries(responses).map(([status, reference]) => [status, resolve(api, reference)]);
   const rows = entries.map(([status, { description, content }]) => [
     make('code', status),
+    make('code', Object.keys(content ?? {}).join(', ')),
     description ?? '',
-    Object.keys(content ?? {}).join(', '),
   ]);
   const schemas = entries
     .filter(([status]) => status.startsWith('2'))
     .map(([, { content }]) => content?.['application/json']?.schema)
-    .filter(Boolean)
-    .map((schema) => make('pre', make('code', outline(api, schema))));
+    .map((schema) => outline(api, schema))
+    .filter((text) => text.includes('\n'))
+    .map((text) => make('pre', make('code', text)));
   return [table(rows), ...schemas];
 }
 

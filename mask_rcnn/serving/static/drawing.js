@@ -51,7 +51,7 @@ function drawMask(context, object, scale, unit, emphasis) {
   object.path ??= pathOf(object.mask);
   context.save();
   context.scale(scale, scale);
-  context.fillStyle = cssColor(object.colorIndex, { normal: 0.42, active: 0.55, faint: 0.14 }[emphasis]);
+  context.fillStyle = cssColor(object.colorIndex, { normal: 0.42, active: 0.55, faint: 0.2 }[emphasis]);
   context.fill(object.path, 'evenodd');
   if (emphasis === 'active') {
     context.strokeStyle = '#fff';
@@ -126,7 +126,7 @@ function drawLabels(context, objects, scale, unit, active) {
       continue;
     }
     placed.push(place);
-    context.globalAlpha = active && object !== active ? 0.45 : 1;
+    context.globalAlpha = active && object !== active ? 0.6 : 1;
     context.fillStyle = cssColor(object.colorIndex);
     context.beginPath();
     context.roundRect(...place, 4 * unit);

@@ -119,7 +119,7 @@ def test_the_keyboard_moves_through_the_objects(page):
         assert names(focused) == names(page.locator('#objects .active')) == [expected]
         alphas.append(pixel(page, ON_OTHER)[3] / 255)
     # The mask of the other person is faint, or emphasised while it has the focus.
-    assert np.round(alphas, 2).tolist() == [0.14, 0.14, 0.55, 0.55, 0.14, 0.55, 0.14]
+    assert np.round(alphas, 2).tolist() == [0.2, 0.2, 0.55, 0.55, 0.2, 0.55, 0.2]
     assert focused.evaluate('(element) => getComputedStyle(element).outlineStyle') == 'solid'
     page.keyboard.press('Enter')
     assert focused.get_attribute('aria-pressed') == 'true'
