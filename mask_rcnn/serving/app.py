@@ -114,7 +114,11 @@ def describe_model(service: DetectionService) -> dict[str, Any]:
         'network': {'extractor': config.extractor, 'masks': config.masks, 'n_keypoints': config.n_keypoint},
         'keypoints': _describe_keypoints(config.n_keypoint),
         'dialect': config.dialect.name,
-        'input': {'min_size': config.min_size, 'max_size': config.max_size},
+        'input': {
+            'min_size': config.min_size,
+            'max_size': config.max_size,
+            'apply_orientation': config.dialect.input.apply_orientation,
+        },
         'score': {'json': service.default_scores.json, 'picture': service.default_scores.picture},
         'max_detections': config.max_detections,
         'device': 'cpu' if model.xp.__name__ == 'numpy' else 'gpu',

@@ -161,7 +161,7 @@ def _model_schema() -> dict[str, Any]:
             'network': _object({'extractor': _STRING, 'masks': {'type': 'boolean'}, 'n_keypoints': _INTEGER}),
             'keypoints': {'oneOf': [keypoints, {'type': 'null'}]},
             'dialect': _STRING,
-            'input': _object({'min_size': _INTEGER, 'max_size': _INTEGER}),
+            'input': _object({'min_size': _INTEGER, 'max_size': _INTEGER, 'apply_orientation': {'type': 'boolean'}}),
             'score': _object({'json': _NUMBER, 'picture': _NUMBER}),
             'max_detections': _INTEGER,
             'device': {'enum': ['cpu', 'gpu']},

@@ -19,7 +19,8 @@ def test_the_model_is_described(client, model):
     assert answer['classes'] == [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
     assert answer['network'] == {'extractor': 'mobilenet_v1_fpn', 'masks': True, 'n_keypoints': 0}
     assert answer['name'] == 'model' and answer['dialect'] == 'mobilenet' and answer['device'] == 'cpu'
-    assert answer['input'] == {'min_size': 96, 'max_size': 160} and answer['score'] == {'json': 0.05, 'picture': 0.7}
+    assert answer['input'] == {'min_size': 96, 'max_size': 160, 'apply_orientation': True}
+    assert answer['score'] == {'json': 0.05, 'picture': 0.7}
     assert answer['limits'] == {
         'max_bytes': 20 * 2**20, 'max_pixels': 50_000_000, 'queue': 32, 'batch_size': 1, 'timeout': 60.0,
     }  # fmt: skip
