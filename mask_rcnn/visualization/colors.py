@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,7 +40,7 @@ _XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 ) / np.array([[0.95047], [1.0], [1.08883]])
 
-# Shades of a class: a grey value and its weight in the mixture with the colour of the class.
+# Shades of a colour: a grey value and its weight in the mixture with the colour.
 _SHADES = ((0, 0.0), (255, 0.3), (0, 0.3))
 
 _SIMILAR_DISTANCE = 20.0  # CIE Lab distance below which two colours look alike in an image
@@ -93,9 +94,22 @@ def class_colors(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -
         same = np.flatnonzero(labels[:i] == labels[i])
         conflict = np.bincount(shades[same], nearness[i, same], minlength=len(_SHADES))
         shades[i] = np.argmin(conflict)
-    base = PALETTE[[bases[label] for label in labels.tolist()]].astype(np.float64).reshape(-1, 3)
-    ink, weight = np.array(_SHADES)[shades].T
-    return np.rint(base + (ink[:, None] - base) * weight[:, None]).astype(np.uint8)
+    return _shaded(PALETTE[np.array([bases[label] for label in labels.tolist()], np.intp)], shades)
+
+
+def track_colors(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return a colour for each id of a track; it depends on nothing else, so that it is the same in all frames.
+
+    Consecutive ids have different colours: first those of :data:`PALETTE`, then lighter and darker shades of them.
+
+    Args:
+        ids: ``(R,)`` positive integers.
+
+    Returns:
+        A uint8 array of shape ``(R, 3)``, RGB.
+    """
+    rounds, index = np.divmod(np.asarray(ids, np.int64) - 1, len(PALETTE))
+    return _shaded(PALETTE[index], rounds % len(_SHADES))
 
 
 def rgb_of(color: str) -> np.ndarray:
@@ -107,6 +121,12 @@ def text_color(plate: np.ndarray) -> tuple[int, int, int]:
     """Return black or white, the colour with the higher contrast ratio to ``plate`` (RGB; WCAG 2.1)."""
     luminance = float(_linear(plate) @ np.array([0.2126, 0.7152, 0.0722]))
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
+
+
+def _shaded(colors: np.ndarray, shades: np.ndarray) -> np.ndarray:
+    """Return shades, given by indices of :data:`_SHADES`, of colours ``(R, 3)`` uint8."""
+    ink, weight = np.array(_SHADES)[shades].T
+    return np.rint(colors + (ink[:, None] - colors) * weight[:, None]).astype(np.uint8)
 
 
 def _gaps(boxes: np.ndarray) -> np.ndarray:

@@ -93,10 +93,23 @@ def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Tex
 
 
 def label_candidates(
-    name: str, score: float | None, size: tuple[int, int], font: str | os.PathLike | None
+    name: str,
+    score: float | None,
+    size: tuple[int, int],
+    font: str | os.PathLike | None,
+    *,
+    track_id: int | None = None,
 ) -> list[tuple[float, Text]]:
-    """Return the candidates for the text of a label, each with its cost, in ascending order of cost."""
-    name = shorten_name(name)
+    """Return the candidates for the text of a label, each with its cost, in ascending order of cost.
+
+    Args:
+        name: The name of the class.
+        score: The score; ``None`` for a label without it.
+        size: ``(H, W)`` of the image.
+        font: See :func:`load_font`.
+        track_id: The number of the object in a video, which all candidates contain: ``person #3``.
+    """
+    name = shorten_name(name) if track_id is None else f'{shorten_name(name)} #{track_id}'
     full = name if score is None else f'{name} {score:.2f}'
     large = font_size_for(size)
     small = max(_MIN_FONT_SIZE, round(0.8 * large))
