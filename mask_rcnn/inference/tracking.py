@@ -102,7 +102,7 @@ class Tracker:
             expected = [track.predict_box(self._frame) if use_velocity else track.last_box for track in tracks]
             for i, k in self._match(tracks, expected, boxes[free], detections.labels[free]):
                 ids[free[k]] = tracks[i].track_id
-        for k in np.flatnonzero(ids == 0):
+        for k in np.flatnonzero(ids == 0).tolist():
             self._n_tracks += 1
             ids[k] = self._n_tracks
             self._tracks[self._n_tracks] = _Track(self._n_tracks, int(detections.labels[k]))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from mask_rcnn.visualization.backdrops import make_canvas
 from mask_rcnn.visualization.class_names import plot_name
-from mask_rcnn.visualization.drawing import make_canvas
 from mask_rcnn.visualization.figures import BLUE, GREY, INK, new_figure, shrink, style_plot
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from mask_rcnn.config import DETECTRON
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.visualization import draw_detections
 from mask_rcnn.visualization.colors import instance_colors
-from mask_rcnn.visualization.drawing import _draw_leader
 from mask_rcnn.visualization.labels import PlacedLabel, Text
+from mask_rcnn.visualization.shapes import draw_leader
 
 SIZE = 120, 160
 EXACT = DETECTRON.replace(boxes={'offset': 0.0})
@@ -144,7 +144,7 @@ def test_labels_and_scores_are_optional(rng):
 def test_a_line_joins_a_label_with_a_distant_box(left, joined):
     canvas = np.zeros((*SIZE, 3), np.uint8)
     label = PlacedLabel(Text('thing', 10, 30, 14), 40, left)
-    _draw_leader(canvas, label, np.array([30.0, 10.0, 60.0, 30.0]), np.array([0, 200, 0], np.uint8))
+    draw_leader(canvas, label, np.array([30.0, 10.0, 60.0, 30.0]), np.array([0, 200, 0], np.uint8))
     assert canvas[45, 60].any() == joined
     assert not canvas[:40].any() and not canvas[55:].any()
 
@@ -200,7 +200,7 @@ def test_an_image_of_another_size_is_rejected(image):
 
 
 def test_an_unknown_backdrop_is_rejected():
-    with pytest.raises(ValueError, match="image, grey, black, white, splash, not 'pink'"):
+    with pytest.raises(ValueError, match="image, grey, black, white, splash, blur, cutout, not 'pink'"):
         draw_detections(np.zeros((*SIZE, 3), np.uint8), rectangles([]), backdrop='pink')
 
 
