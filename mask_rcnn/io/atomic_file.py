@@ -78,6 +78,34 @@ def open_for_writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise _file_error(path, error.errno, f'cannot be written: {error.strerror or error}') from error
 
 
+@contextlib.contextmanager
+def path_for_writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yield the path of an empty temporary file, for a program or a library that writes a file by its name.
+
+    As with :func:`open_for_writing`, it replaces ``path`` after the ``with`` block, or is removed after an error.
+
+    Raises:
+        FileError: The file cannot be written, or is a pipe or a device.
+    """
+    try:
+        target = _follow_links(path)
+        if _is_stream(target):
+            raise _file_error(path, errno.EINVAL, 'is not a regular file')
+        with locked_temporary(target) as (file, temporary):
+            with contextlib.suppress(FileNotFoundError):
+                _copy_permissions(os.stat(target), file.fileno())
+            if not HAS_LOCKS:  # Windows writes and renames closed files only
+                file.close()
+            yield temporary
+            if HAS_LOCKS:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    except FileError:
+        raise
+    except OSError as error:
+        raise _file_error(path, error.errno, f'cannot be written: {error.strerror or error}') from error
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Try to create the temporary file of :func:`open_for_writing`, and remove it; pipes and devices are not opened.
 

@@ -255,6 +255,12 @@ def print_error(message: str) -> None:
     print_note(f'error: {message}')
 
 
-def progress_bar(total: int, *, unit: str) -> tqdm:
-    """Return a progress bar on the standard error, a context manager; it is disabled for a single step."""
-    return tqdm(total=total, unit=unit, disable=total < 2, file=ConsoleStream.wrap(sys.stderr))
+def progress_bar(total: int | None, *, unit: str) -> tqdm:
+    """Return a progress bar on the standard error, a context manager; it is disabled for a single step.
+
+    Args:
+        total: The number of steps; ``None`` if it is unknown, for a bar without the time left.
+        unit: The singular of the steps' name.
+    """
+    is_disabled = total is not None and total < 2
+    return tqdm(total=total, unit=unit, disable=is_disabled, file=ConsoleStream.wrap(sys.stderr))

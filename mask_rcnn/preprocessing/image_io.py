@@ -21,6 +21,7 @@ from mask_rcnn.preprocessing.orientation import make_upright, upright_size
 
 __all__ = [
     'ImageFileError',
+    'decode_image',
     'list_images',
     'load_image',
     'read_image',
@@ -73,7 +74,23 @@ def read_image(path: str | os.PathLike, *, apply_orientation: bool = True) -> np
 
 def _read_pixels(path: str | os.PathLike, apply_orientation: bool) -> np.ndarray:
     """Read an image file into ``(H, W, 3)`` uint8, RGB; see :func:`read_image`."""
-    data = read_bytes(path)
+    return decode_image(read_bytes(path), path, apply_orientation=apply_orientation)
+
+
+def decode_image(data: bytes, path: str | os.PathLike, *, apply_orientation: bool = True) -> np.ndarray:
+    """Decode the content of an image file.
+
+    Args:
+        data: The content; see :func:`read_image`.
+        path: The name of the image in errors.
+        apply_orientation: See :func:`read_image`.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB, possibly read-only.
+
+    Raises:
+        ImageFileError: The content is not an image, or is damaged, truncated or too large.
+    """
     with image_file_errors(path):
         header = read_header(io.BytesIO(data))
         pixels = decode(data, header)

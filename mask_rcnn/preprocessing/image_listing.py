@@ -29,7 +29,9 @@ _UNSUPPORTED_SUFFIXES = {
 }
 
 
-def list_images(paths: Iterable[str | os.PathLike], *, omissions: Omissions | None = None) -> list[Path]:
+def list_images(
+    paths: Iterable[str | os.PathLike], *, omissions: Omissions | None = None, recursive: bool = False
+) -> list[Path]:
     """Return the given files and the images in the given folders.
 
     A folder is replaced by its images, sorted by name: the files with one of
@@ -42,6 +44,8 @@ def list_images(paths: Iterable[str | os.PathLike], *, omissions: Omissions | No
         paths: Files and folders.  Files are kept with any suffix.
         omissions: Receives what was left out of the folders.  By default, one line for each folder is logged as a
             warning.
+        recursive: Also list the images in subfolders, after those of the folder itself; hidden subfolders and links to
+            folders are ignored.
 
     Returns:
         The files, at least one.
@@ -55,7 +59,7 @@ def list_images(paths: Iterable[str | os.PathLike], *, omissions: Omissions | No
         if not path.is_dir():
             files.append(_existing(path))
             continue
-        images, left_out = _scan_folder(path)
+        images, left_out = _scan_tree(path) if recursive else _scan_folder(path)
         files.extend(images)
         if omissions is not None:
             omissions.extend(left_out)
@@ -82,7 +86,36 @@ def _existing(path: Path) -> Path:
 
 def _scan_folder(folder: Path) -> tuple[list[Path], Omissions]:
     """Return the images of a folder, and what is left out."""
+    images, omissions, _ = _scan(folder)
+    if not images:
+        raise _no_image(folder, omissions)
+    return images, omissions
+
+
+def _scan_tree(folder: Path) -> tuple[list[Path], Omissions]:
+    """Return the images of a folder and its subfolders, and what is left out."""
     images, omissions = [], Omissions('files')
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        found, left_out, subfolders = _scan(current, recursive=True, root=folder)
+        images += found
+        omissions.extend(left_out)
+        pending += reversed(subfolders)
+    if not images:
+        raise _no_image(folder, omissions)
+    return images, omissions
+
+
+def _no_image(folder: Path, omissions: Omissions) -> ImageFileError:
+    return ImageFileError(folder, 'the folder contains no image' + (f' ({omissions})' if omissions else ''))
+
+
+def _scan(
+    folder: Path, *, recursive: bool = False, root: Path | None = None
+) -> tuple[list[Path], Omissions, list[Path]]:
+    """Return the images of a folder, what is left out, and, if ``recursive`` is set, the subfolders."""
+    images, omissions, subfolders = [], Omissions('files'), []
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -90,14 +123,16 @@ def _scan_folder(folder: Path) -> tuple[list[Path], Omissions]:
     for path in entries:
         if path.name.startswith('.'):
             continue
+        if recursive and path.is_dir():
+            if not path.is_symlink():  # a link can lead to a folder above
+                subfolders.append(path)
+            continue
         reason = _reason_to_omit(path)
         if reason is None:
             images.append(path)
         elif reason:
-            omissions.add(reason, path.name)
-    if not images:
-        raise ImageFileError(folder, 'the folder contains no image' + (f' ({omissions})' if omissions else ''))
-    return images, omissions
+            omissions.add(reason, path.relative_to(root or folder))
+    return images, omissions, subfolders
 
 
 def _reason_to_omit(path: Path) -> str | None:
