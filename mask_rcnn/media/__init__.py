@@ -1,1 +1,1 @@
-"""Sources of images and videos, and the files that detections are written to."""
+"""Images, videos, cameras and addresses as sources of frames, and videos and windows as sinks of drawn frames."""
