@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,39 @@ from mask_rcnn.cli.options import (
     add_max_detections,
     add_precision,
     fraction,
+    non_negative_int,
+    positive_float,
+    positive_int,
 )
 from mask_rcnn.cli.outputs import output_path
 from mask_rcnn.config import EXTRACTORS
+from mask_rcnn.media.selection import parse_time
 from mask_rcnn.visualization import BACKDROPS, LABELS
 
-_DESCRIPTION = 'Detect objects in images and write the results as pictures and, with --json, in COCO format.'
+_DESCRIPTION = (
+    'Detect objects in images, videos and cameras, and write the results as pictures, as a video and, with --json, in '
+    'COCO format.'
+)
 
 _EPILOG = """\
+sources:
+  --image takes image files, folders of images (with --recursive also their subfolders), video files, addresses
+  (rtsp://..., http://..., https://...), patterns in quotes ("photos/*.jpg", "photos/**/*.jpg"), lists
+  (@list.txt: one file, folder, pattern or address in each line, relative to the folder of the list) and - for
+  an image on the standard input. A path that exists is never a pattern or a list. --camera reads a camera.
+  Ctrl-C ends a video at any time; what was written until then is complete.
+
 names of the pictures:
   One image: --output is the picture. Several images or a folder: --output photos.png writes photos_NAME.png
   for the image NAME.jpg. If --output is a folder (an existing one, or a name that ends with /), the pictures
   are NAME.png in that folder. The suffix determines the image format.
+
+videos:
+  The output of a video is a video (output.mp4 by default; .mp4, .mov, .mkv, .avi or .webm) with the rate, the
+  size and the frames of its source. It has the sound of the source if ffmpeg is installed. If --output is a
+  picture or a folder, each frame is a picture: NAME_000001.png for the first frame of NAME.mp4. The
+  image_id and the file names of annotations are those of the frames. Of a camera or another live source, as
+  many frames are processed as the model can; each is shown until the next one.
 
 scores:
   Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
@@ -59,6 +81,27 @@ exit status:
 """
 
 
+class _Default(str):
+    """A default, as opposed to the same text on the command line."""
+
+
+#: The default of ``--output``.
+DEFAULT_OUTPUT = _Default('output.png')
+
+
+def time(text: str) -> float:
+    """Parse a time in a video, in seconds."""
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a time, such as 75.5, 1:15.5 or 0:01:15.5') from None
+
+
+def frame_rate(text: str) -> Fraction:
+    """Parse a number of frames per second."""
+    return Fraction(positive_float(text)).limit_denominator(1001)
+
+
 def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')) -> None:
     """Add the command's description and options to a parser.
 
@@ -71,6 +114,7 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
     _add_input(parser.add_argument_group('input').add_argument)
     _add_model(parser.add_argument_group('model').add_argument, folder)
     _add_output(parser.add_argument_group('output').add_argument)
+    _add_style(parser.add_argument_group('style of the pictures').add_argument)
 
 
 def _add_input(add: AddArgument) -> None:
@@ -79,9 +123,19 @@ def _add_input(add: AddArgument) -> None:
         nargs='+',
         action='extend',
         required=True,
-        type=Path,
         metavar='PATH',
-        help='image files, or folders of images',
+        help='images, folders, videos, addresses, patterns, @lists, or - for the standard input; see below',
+    )
+    add('--camera', action=_Camera, type=non_negative_int, metavar='N', help='read camera N instead of --image')
+    add('--recursive', action='store_true', help='also read the images in subfolders')
+    add('--every', type=positive_int, metavar='N', help='process every Nth frame of a video')
+    add('--start', type=time, metavar='TIME', help='start in a video, in seconds or as [hh:]mm:ss')
+    add('--end', type=time, metavar='TIME', help='end in a video')
+    add(
+        '--max-fps',
+        type=frame_rate,
+        metavar='RATE',
+        help='maximum number of frames of a second of a video that are processed',
     )
     add(
         '--strict',
@@ -102,10 +156,12 @@ def _add_model(add: AddArgument, folder: Path) -> None:
 def _add_output(add: AddArgument) -> None:
     add(
         '--output',
-        default='output.png',
+        default=DEFAULT_OUTPUT,
         metavar='PATH',
-        help='picture, or folder for pictures; see below (default: %(default)s)',
+        help='picture, video, or folder for pictures; see below (default: %(default)s, output.mp4 for a video, nothing '
+        'with --show)',
     )
+    add('--show', action='store_true', help='show the pictures in a window, which q or Esc closes')
     add(
         '--json',
         type=output_path,
@@ -131,6 +187,15 @@ def _add_output(add: AddArgument) -> None:
         help='thresholds of pictures and JSON: visualize for few detections, evaluate for all (default: visualize for '
         'pictures, evaluate for JSON); see below',
     )
+
+
+def _add_style(add: AddArgument) -> None:
+    add(
+        '--track',
+        action='store_true',
+        help='follow the objects over the frames of a video, or over the images in their order: each keeps its colour '
+        'and its number',
+    )
     add('--contour', action='store_true', help='draw the outlines of the masks')
     add(
         '--backdrop',
@@ -155,6 +220,23 @@ def _add_output(add: AddArgument) -> None:
         help='TrueType or OpenType font for the labels (default: DejaVu Sans, which has no Chinese, Japanese or '
         'Korean characters)',
     )
+
+
+class _Camera(argparse.Action):
+    """The option ``--camera``, which takes the place of ``--image``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the number, and require no ``--image``."""
+        setattr(namespace, self.dest, values)
+        for action in parser._actions:
+            if action.dest == 'image':
+                action.required = False
 
 
 class _NoWindow(argparse.Action):

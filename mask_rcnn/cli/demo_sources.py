@@ -1,0 +1,157 @@
+"""The sources that the arguments of ``mask-rcnn demo`` name: files, folders, patterns, lists, videos and cameras."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mask_rcnn.cli.command import UsageError, flag
+from mask_rcnn.io.atomic_file import open_for_reading
+from mask_rcnn.io.console import print_error, print_warning
+from mask_rcnn.io.omissions import Omissions
+from mask_rcnn.media.selection import FrameSelection
+from mask_rcnn.media.sources import ImageBytes, ImageFile, Source
+from mask_rcnn.media.video_source import VideoError, VideoSource, is_address, is_video_file
+from mask_rcnn.preprocessing.image_io import ImageFileError, list_images
+
+#: Errors of one argument, after which the others are used.
+SOURCE_ERRORS = (ImageFileError, VideoError)
+#: The argument for the standard input.
+STANDARD_INPUT = '-'
+
+
+class FoundSources(NamedTuple):
+    """The sources of a command.
+
+    Attributes:
+        sources: The sources, in the order of the arguments.
+        n_failed: The number of arguments without a source, each of which was reported.
+        is_single: Whether the arguments are one file, camera or address, after which no output needs to be named.
+    """
+
+    sources: list[Source]
+    n_failed: int
+    is_single: bool
+
+
+def find_sources(args: argparse.Namespace) -> FoundSources:
+    """Find the sources of a command.  What is left out of a folder is reported in one line.
+
+    Args:
+        args: ``image``, ``camera``, ``recursive``, ``strict``, ``every``, ``start``, ``end`` and ``max_fps``.
+
+    Raises:
+        ImageFileError, VideoError: There is no such camera; or ``strict`` is set, and an argument has no image, or a
+            folder contains a file that is left out.
+        UsageError: The standard input is named twice, or frames are selected although there is no video.
+    """
+    selection = FrameSelection(args.every or 1, args.start or 0.0, args.end, args.max_fps)
+    if selection.end is not None and selection.end <= selection.start:
+        raise UsageError(f'--end {selection.end:g} s is not after --start {selection.start:g} s')
+    if args.camera is not None:
+        if args.image:
+            raise UsageError('--camera and --image cannot be used together')
+        return FoundSources([VideoSource(args.camera, selection)], 0, True)
+    if args.image.count(STANDARD_INPUT) > 1:
+        raise UsageError('--image: - is given twice, but the standard input is one image')
+    sources: list[Source] = []
+    n_failed = 0
+    for argument in args.image:
+        try:
+            for text in _expand(argument):
+                try:
+                    sources += _open(text, selection, args)
+                except SOURCE_ERRORS as error:
+                    if args.strict:
+                        raise
+                    n_failed += 1
+                    print_error(str(error))
+        except ImageFileError as error:  # of a list or a pattern
+            if args.strict:
+                raise
+            n_failed += 1
+            print_error(str(error))
+    _check_selection(args, sources)
+    return FoundSources(sources, n_failed, len(args.image) == 1 and not _is_collection(args.image[0]))
+
+
+def _check_selection(args: argparse.Namespace, sources: list[Source]) -> None:
+    names = [name for name in ('every', 'start', 'end', 'max_fps') if getattr(args, name) is not None]
+    if names and sources and not any(source.is_video for source in sources):
+        raise UsageError(f'{flag(names[0])} selects frames of videos, and the sources are images')
+
+
+def _is_collection(argument: str) -> bool:
+    """Return whether an argument is a folder, a list or a pattern."""
+    return os.path.isdir(argument) or _is_list(argument) or _is_pattern(argument)
+
+
+def _is_list(argument: str) -> bool:
+    return argument.startswith('@') and not os.path.lexists(argument)
+
+
+def _is_pattern(argument: str) -> bool:
+    """Return whether a text is a pattern; a file whose name has brackets is not."""
+    return glob.has_magic(argument) and not is_address(argument) and not os.path.lexists(argument)
+
+
+def _expand(argument: str) -> Iterator[str]:
+    """Yield the files, folders and addresses of an argument.
+
+    Raises:
+        ImageFileError: A list cannot be read, or no file matches a pattern.
+    """
+    if not _is_list(argument):
+        yield from _match(argument)
+        return
+    path = Path(argument[1:])
+    try:
+        with open_for_reading(path) as (file, _):
+            lines = [os.fsdecode(line.strip()) for line in file.read().splitlines()]
+    except OSError as error:
+        raise ImageFileError(path, f'the list cannot be read: {(error.strerror or str(error)).lower()}') from error
+    entries = [line for line in lines if line and not line.startswith('#')]
+    if not entries:
+        raise ImageFileError(path, 'the list names no image')
+    for line in entries:
+        yield from _match(line if is_address(line) else os.path.join(path.parent, line))
+
+
+def _match(text: str) -> Iterator[str]:
+    if not _is_pattern(text):
+        yield text
+        return
+    files = [name for name in sorted(glob.glob(text, recursive=True)) if os.path.isfile(name)]
+    if not files:
+        raise ImageFileError(text, 'no file matches this pattern')
+    yield from files
+
+
+def _open(text: str, selection: FrameSelection, args: argparse.Namespace) -> list[Source]:
+    """Return the sources of a file, a folder, an address or the standard input."""
+    if text == STANDARD_INPUT:
+        return [ImageBytes('standard input', Path('stdin'), _read_standard_input())]
+    if is_address(text):
+        return [VideoSource(text, selection)]
+    path = Path(text)
+    if is_video_file(path):
+        return [VideoSource(path, selection)]
+    omissions = Omissions('files')
+    images = list_images([path], omissions=omissions, recursive=args.recursive)
+    if omissions and args.strict:
+        raise ImageFileError(path, f'{omissions} (--strict)')
+    if omissions:
+        print_warning(f'{path}: {omissions}')
+    return [ImageFile(image) for image in images]
+
+
+def _read_standard_input() -> bytes:
+    data = sys.stdin.buffer.read() if sys.stdin is not None else b''
+    if not data:
+        raise ImageFileError('standard input', 'is empty; an image was expected')
+    return data

@@ -1,0 +1,365 @@
+"""Drawing and writing of the frames of ``mask-rcnn demo``, in threads beside the model."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mask_rcnn.cli.demo_jobs import Job
+from mask_rcnn.cli.demo_outputs import frame_path, is_video_output
+from mask_rcnn.cli.demo_results import Results, image_id
+from mask_rcnn.cli.pictures import encode_picture
+from mask_rcnn.inference.detections import Detections
+from mask_rcnn.inference.tracking import Tracker
+from mask_rcnn.io.atomic_file import FileError, open_for_writing
+from mask_rcnn.io.console import print_error, print_line, print_note
+from mask_rcnn.io.wording import counted
+from mask_rcnn.media.sources import FRAME_ERRORS, Source
+from mask_rcnn.media.video_source import VideoError, VideoSource
+from mask_rcnn.media.video_writer import VideoWriter
+from mask_rcnn.preprocessing.image_io import ImageFileError, to_pixels
+from mask_rcnn.weights import WeightFileError
+
+
+@dataclass
+class Drawing:
+    """A job on its way through the threads.
+
+    Args:
+        job: The job.
+        shown: The detections of the picture, ``None`` for a pass without pictures or after an error.
+        style: Arguments of :meth:`Detections.draw`.
+    """
+
+    job: Job
+    shown: Detections | None = None
+    style: dict[str, Any] = field(default_factory=dict)
+    results: list[dict[str, Any]] | None = None
+    picture: np.ndarray | None = None
+    data: bytes | None = None
+    error: Exception | None = None
+
+
+class Sink(Protocol):
+    """A destination of the drawn frames of one source."""
+
+    def encode(self, picture: np.ndarray) -> bytes | None:
+        """Return the content of a file, if each picture is one; called in several threads."""
+
+    def write(self, drawing: Drawing) -> str:
+        """Write a picture; returns the destination for the user."""
+
+    def finish(self) -> str:
+        """Complete the output; returns the destination for the user."""
+
+    def abort(self) -> None:
+        """Remove what is not complete."""
+
+
+class PictureSink:
+    """Writes each picture as a file.
+
+    Args:
+        output: The picture, or the path from which those of the frames of a video are made.
+    """
+
+    def __init__(self, output: Path):
+        self._output = output
+
+    def encode(self, picture: np.ndarray) -> bytes:
+        """Return the content of the file."""
+        return encode_picture(self._output.suffix, picture)
+
+    def write(self, drawing: Drawing) -> str:
+        """Write a picture."""
+        number = drawing.job.frame.number
+        path = frame_path(self._output, number) if number else self._output
+        assert drawing.data is not None
+        with open_for_writing(path) as file:
+            file.write(drawing.data)
+        return str(path)
+
+    def finish(self) -> str:
+        """Do nothing: the files are written."""
+        return str(self._output.with_name(f'{self._output.stem}_NNNNNN{self._output.suffix}'))
+
+    def abort(self) -> None:
+        """Do nothing: each file is complete."""
+
+
+class VideoSink:
+    """Writes the frames of a source as a video.
+
+    The frames of a live source, of which some are skipped, are shown as long as they were the newest one.
+
+    Args:
+        output: The video.
+        source: The source.
+    """
+
+    def __init__(self, output: Path, source: VideoSource):
+        start = source.span[0]
+        self._writer = VideoWriter(output, source.rate, sound=source.file, start=start, report=print_note)
+        self._source = source
+        self._begin: float | None = None
+        self._last: np.ndarray | None = None
+
+    def encode(self, picture: np.ndarray) -> None:
+        """Do nothing: the video is encoded in the order of the frames."""
+
+    def write(self, drawing: Drawing) -> str:
+        """Append a frame."""
+        assert drawing.picture is not None
+        if self._source.is_live:
+            self._write_until(drawing.job.frame.seconds)
+            self._last = drawing.picture
+        else:
+            self._writer.write(drawing.picture)
+        return str(self._writer.path)
+
+    def _write_until(self, seconds: float) -> None:
+        """Repeat the last frame up to a time."""
+        if self._begin is None:
+            self._begin = seconds
+        n_frames = round((seconds - self._begin) * self._source.rate)
+        if self._last is not None and n_frames > self._writer.n_frames:
+            self._writer.write(self._last, n_frames - self._writer.n_frames)
+
+    def finish(self) -> str:
+        """Complete the video."""
+        if self._last is not None:
+            self._writer.write(self._last)
+            self._last = None
+        self._writer.finish()
+        return str(self._writer.path)
+
+    def abort(self) -> None:
+        """Remove the incomplete video."""
+        self._writer.abort()
+
+
+class NoSink:
+    """Writes no pictures, because a window shows them."""
+
+    def encode(self, picture: np.ndarray) -> None:
+        """Do nothing."""
+
+    def write(self, drawing: Drawing) -> str:
+        """Do nothing."""
+        return ''
+
+    def finish(self) -> str:
+        """Do nothing."""
+        return ''
+
+    def abort(self) -> None:
+        """Do nothing."""
+
+
+def make_sink(source: Source, output: Path | None) -> Sink:
+    """Return the sink of a source.
+
+    Args:
+        source: The source.
+        output: The path of its output, ``None`` for no output.
+    """
+    if output is None:
+        return NoSink()
+    if isinstance(source, VideoSource) and is_video_output(output):
+        return VideoSink(output, source)
+    return PictureSink(output)
+
+
+class FrameWriter:
+    """Draws, encodes and writes frames, and collects their results.
+
+    :meth:`begin` is called in the thread of the model, :meth:`prepare` in several threads and :meth:`write` in one
+    thread, both in the order of the frames.
+
+    Args:
+        outputs: The output of each source, by the source's identity.
+        results: Receives the results, also of an image whose picture cannot be written.
+        style: Arguments of :meth:`Detections.draw`.
+        picture_threshold: Minimum score of the detections in pictures, or ``None`` for a pass without pictures.
+        collects_results: Whether the detections are added to the JSON file.
+        failed: Receives the identities of the sources with an error; those of an earlier pass have been reported.
+        track: Whether instances are followed over the frames.
+        progress: Called with each job after it was written.
+        show: Called with each picture, ``None`` if there is no window.
+    """
+
+    def __init__(
+        self,
+        outputs: dict[int, Path | None],
+        results: Results,
+        style: dict[str, Any],
+        *,
+        picture_threshold: float | None,
+        collects_results: bool,
+        failed: set[tuple[int, bool]],
+        track: bool = False,
+        progress: Callable[[Job], None] = lambda job: None,
+        show: Callable[[np.ndarray], None] | None = None,
+    ):
+        self._outputs, self._results, self._style = outputs, results, style
+        self._threshold, self._collects_results, self._track = picture_threshold, collects_results, track
+        self._progress, self._show = progress, show
+        self._tracked: tuple[Source | None, Tracker] | None = None
+        self._sinks: dict[int, Sink] = {}
+        self._open: _OpenVideo | None = None
+        self._failed = failed
+
+    def begin(self, job: Job) -> Drawing:
+        """Select the detections of the picture, and give them the ids of their tracks."""
+        if job.error is not None or self._threshold is None:
+            return Drawing(job, style=self._style)
+        shown = job.detections.above(self._threshold)
+        if not self._track:
+            return Drawing(job, shown, self._style)
+        sequence = job.frame.source if job.frame.source.is_video else None  # images are the frames of one sequence
+        if self._tracked is None or self._tracked[0] is not sequence:
+            self._tracked = sequence, Tracker()
+        tracker = self._tracked[1]
+        ids = tracker.update(shown)
+        return Drawing(job, shown, {**self._style, 'ids': ids, 'traces': tracker.traces(ids)})
+
+    def prepare(self, drawing: Drawing) -> Drawing:
+        """Compute the results and the picture of a frame; an error becomes that of the drawing."""
+        job = drawing.job
+        try:
+            if job.error is not None:
+                raise job.error
+            if self._collects_results:  # before the picture, which can fail
+                drawing.results = job.detections.to_coco(image_id(job.frame.path))
+            if drawing.shown is not None:
+                drawing.picture = drawing.shown.draw(job.pixels, **drawing.style)
+        except FRAME_ERRORS as error:
+            drawing.error = error
+        if (
+            self._threshold is not None
+            and drawing.picture is None
+            and job.frame.number
+            and job.frame.pixels is not None
+        ):
+            drawing.picture = to_pixels(job.frame.pixels)  # a frame without detections, so that none is missing
+        if drawing.picture is not None:
+            try:
+                drawing.data = self._sink(job.frame.source).encode(drawing.picture)
+            except FRAME_ERRORS as error:
+                drawing.error = drawing.error or error
+                drawing.picture = None
+        job.frame.pixels = None
+        return drawing
+
+    def write(self, drawing: Drawing) -> None:
+        """Write the picture, add the results, and report the frame or its error.
+
+        Raises:
+            mask_rcnn.io.atomic_file.FileError: A video cannot be written.
+        """
+        job, source = drawing.job, drawing.job.frame.source
+        if self._open is not None and self._open.source is not source:
+            self.finish()
+        if source.is_video and self._open is None and self._threshold is not None:
+            self._open = _OpenVideo(source)
+        if drawing.results is not None:
+            self._results.add(drawing.results)
+        try:
+            if drawing.shown is not None:
+                self._results.annotate(job.frame.path, drawing.shown)
+            self._write_picture(drawing)
+            if drawing.error is not None:
+                raise drawing.error
+        except FRAME_ERRORS as error:
+            if isinstance(self._sink(source), VideoSink) and isinstance(error, FileError):
+                raise
+            self._fail(job, error)
+        self._progress(job)
+
+    def _write_picture(self, drawing: Drawing) -> None:
+        if drawing.picture is None:
+            return
+        source = drawing.job.frame.source
+        place = self._sink(source).write(drawing)
+        if self._show is not None:
+            self._show(drawing.picture)
+        if self._open is not None:
+            self._open.add(drawing.shown)
+        elif drawing.shown is not None:
+            self._print(f'{source.name}: {_describe_counts(Counter(drawing.shown.names))}', place)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Report an error; that of a video's frame only once, because the other frames often have the same."""
+        source, is_frame = job.frame.source, job.frame.number > 0
+        if not source.is_video or (id(source), is_frame) not in self._failed:
+            print_error(describe_error(job.frame.name, error))
+        self._failed.add((id(source), is_frame))
+        if job.error is not None:
+            self._results.n_failed += 1
+        if self._open is not None and is_frame:
+            self._open.n_failed += 1
+
+    def finish(self) -> None:
+        """Complete the output of the last source, also after an interrupt.
+
+        Raises:
+            mask_rcnn.io.atomic_file.FileError: A video cannot be written.
+        """
+        video, self._open = self._open, None
+        if video is None:
+            return
+        place = self._sink(video.source).finish()
+        self._sinks.pop(id(video.source), None)
+        if video.n_frames:
+            self._print(f'{video.source.name}: {video}', place)
+
+    def abort(self) -> None:
+        """Remove outputs that are not complete."""
+        for sink in self._sinks.values():
+            sink.abort()
+
+    def _sink(self, source: Source) -> Sink:
+        return self._sinks.setdefault(id(source), make_sink(source, self._outputs[id(source)]))
+
+    def _print(self, line: str, place: str) -> None:
+        stream = sys.stderr if self._results.use_standard_output else sys.stdout
+        print_line(f'{line} -> {place}' if place else line, file=stream)
+
+
+@dataclass
+class _OpenVideo:
+    """The video whose frames are being written, and its summary, ``str()``."""
+
+    source: Source
+    n_frames: int = 0
+    n_failed: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, shown: Detections | None) -> None:
+        """Count a written frame."""
+        self.n_frames += 1
+        if shown is not None:
+            self.counts.update(shown.names)
+
+    def __str__(self) -> str:
+        failed = f' ({self.n_failed} without detections after an error)' if self.n_failed else ''
+        return f'{counted(self.n_frames, "frame")}{failed}, {_describe_counts(self.counts)}'
+
+
+def _describe_counts(counts: Counter[str]) -> str:
+    return ', '.join(f'{count} {name}' for name, count in counts.most_common()) or 'nothing found'
+
+
+def describe_error(name: str, error: Exception) -> str:
+    """Return the error of a frame as one line that names it."""
+    if isinstance(error, MemoryError):
+        return f'{name}: not enough memory'
+    if isinstance(error, (ImageFileError, VideoError, WeightFileError, OSError)):
+        return str(error)  # names the file
+    return f'{name}: {" ".join(str(error).split())}'
