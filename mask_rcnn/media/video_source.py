@@ -18,6 +18,9 @@ from mask_rcnn.io.file_kinds import N_KIND_BYTES, VIDEO, describe_kind
 from mask_rcnn.media.selection import FrameSelection, to_rate
 from mask_rcnn.media.sources import FRAME_ERRORS, Frame
 
+# The FFmpeg in OpenCV reads its level when the process opens its first video; -8 is quiet.
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+
 #: Suffixes of video files.
 VIDEO_SUFFIXES = {
     *('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.ts', '.mts', '.m2ts'),
@@ -56,11 +59,7 @@ def is_video_file(path: Path) -> bool:
 
 @contextlib.contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV and the FFmpeg in it from writing to the standard error within the context.
-
-    FFmpeg's level is read when the first video is opened, and then stays.  The levels hold for all threads.
-    """
-    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+    """Keep OpenCV from writing to the standard error within the context, in all threads."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         yield
@@ -76,7 +75,7 @@ class VideoSource:
     Args:
         target: The file, the number of a camera, or an address.
         selection: The frames to read.
-        timeout: Seconds without an answer after which an address fails.
+        timeout: Seconds without an answer after which an address fails; by default :data:`TIMEOUT`.
 
     Raises:
         VideoError: There is no such camera, the address does not answer, or the file is not a video.
@@ -84,8 +83,10 @@ class VideoSource:
 
     is_video = True
 
-    def __init__(self, target: Path | int | str, selection: FrameSelection | None = None, *, timeout: float = TIMEOUT):
-        self._target, self._timeout = target, timeout
+    def __init__(
+        self, target: Path | int | str, selection: FrameSelection | None = None, *, timeout: float | None = None
+    ):
+        self._target, self._timeout = target, TIMEOUT if timeout is None else timeout
         self._selection = selection or FrameSelection()
         self.name = f'camera {target}' if isinstance(target, int) else str(target)
         self.path = _output_name(target)
@@ -206,6 +207,9 @@ class VideoSource:
 
     def _check_end(self, n_frames: int) -> None:
         """Report a video that ends before the stated number of frames."""
+        start = self._selection.start
+        if self.n_read == 0 and start:
+            raise VideoError(self.name, f'the video has no frame at or after {start:g} s')
         if n_frames == 0:
             raise VideoError(self.name, 'the video has no frame that can be read')
         stated = self._stated_count

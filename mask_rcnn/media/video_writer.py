@@ -117,10 +117,10 @@ class VideoWriter:
             mask_rcnn.io.atomic_file.FileError: The file cannot be written.
         """
         size = frame.shape[:2]
+        if self._encoder is not None and size != self._size:
+            raise ValueError(f'the size changes from {_describe(self._size)} to {_describe(size)} pixels')
         with self._file_errors():
             encoder = self._encoder or self._open(size)
-            if size != self._size:
-                raise ValueError(f'the size changes from {self._size} to {size} in frame {self.n_frames + 1}')
             for _ in range(n_times):
                 encoder.write(frame)
                 self.n_frames += 1
@@ -199,3 +199,7 @@ class VideoWriter:
                 reason = f'cannot be written: {error.strerror or error}'
                 raise FileError(error.errno or errno.EIO, reason, str(self.path)) from error
             raise
+
+
+def _describe(size: tuple[int, int]) -> str:
+    return f'{size[1]}x{size[0]}'
