@@ -12,6 +12,7 @@ from mask_rcnn.cli.command import UsageError
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.media.pending_file import PendingFile
 
 #: labelme compares the major version with its own and reads all fields of older files.
 _LABELME_VERSION = '5.0.0'
@@ -35,38 +36,42 @@ def is_folder(value: str) -> bool:
 
 
 class COCOWriter:
-    """Writes one COCO dataset for all images.
+    """Writes one COCO dataset for all images, whose annotations are written to the disk as they come.
 
     Args:
-        path: The file.
+        path: The file, which appears when it is complete.
         images: All images of the command; names in the dataset are relative to their common folder.
     """
 
     def __init__(self, path: Path, images: Sequence[Path]):
         self.paths = [path]
+        self._file = PendingFile(path)
         self._folder = os.path.commonpath([os.path.abspath(image.parent) for image in images]) if images else ''
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
+        self._images: list[bytes] = []
+        self._n_annotations = 0
         self._categories: dict[int, dict[str, Any]] = {}
 
     def add(self, image: Path, detections: Detections) -> None:
         """Add the detections of an image."""
         number, name = len(self._images) + 1, _relative(image, self._folder)
         height, width = detections.size
-        self._images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
-        self._annotations += detections.to_annotations(number, first_id=len(self._annotations) + 1)
+        annotations = detections.to_annotations(number, first_id=self._n_annotations + 1)
+        if annotations:
+            self._file.write((b', ' if self._n_annotations else self._start()) + _encode(annotations)[1:-1])
+        self._images.append(_encode({'id': number, 'file_name': name, 'width': width, 'height': height}))
+        self._n_annotations += len(annotations)
         self._categories |= {category['id']: category for category in detections.categories}
 
     def write(self) -> None:
-        """Write the dataset."""
-        content = {
-            'info': {'description': 'detections of a model, to be corrected'},
-            'licenses': [],
-            'images': self._images,
-            'annotations': self._annotations,
-            'categories': [category for _, category in sorted(self._categories.items())],
-        }
-        write_json(self.paths[0], content)
+        """Complete the dataset."""
+        start = b'' if self._n_annotations else self._start()
+        images, categories = b', '.join(self._images), [item for _, item in sorted(self._categories.items())]
+        self._file.write(start + b'], "images": [' + images + b'], "categories": ' + _encode(categories) + b'}')
+        self._file.complete()
+
+    def _start(self) -> bytes:
+        fields = {'info': {'description': 'detections of a model, to be corrected'}, 'licenses': []}
+        return _encode(fields)[:-1] + b', "annotations": ['
 
 
 class LabelmeWriter:
@@ -152,4 +157,8 @@ def _relative(image: Path, folder: str) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, which appears when it is complete."""
     with open_for_writing(path) as file:
-        file.write(json.dumps(content).encode('ascii'))
+        file.write(_encode(content))
+
+
+def _encode(content: Any) -> bytes:
+    return json.dumps(content).encode('ascii')

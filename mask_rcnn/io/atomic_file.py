@@ -106,6 +106,24 @@ def path_for_writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise _file_error(path, error.errno, f'cannot be written: {error.strerror or error}') from error
 
 
+def open_growing(path: str | os.PathLike) -> BinaryIO:
+    """Open a file that appears at once and that other programs can read while it grows; an older one is emptied.
+
+    In contrast to :func:`open_for_writing`, the file is not replaced when it is complete, so it is for formats whose
+    first part is useful by itself.  Links, pipes, devices and open files are treated as there.
+
+    Raises:
+        FileError: The file cannot be written.
+    """
+    try:
+        target = _follow_links(path)
+        return _open_stream(target) if _is_stream(target) else open(target, 'wb')
+    except FileError:
+        raise
+    except OSError as error:
+        raise _file_error(path, error.errno, f'cannot be written: {error.strerror or error}') from error
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Try to create the temporary file of :func:`open_for_writing`, and remove it; pipes and devices are not opened.
 
