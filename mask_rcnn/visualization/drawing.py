@@ -99,8 +99,8 @@ def draw_detections(
         font: TrueType or OpenType file for the labels, for scripts that DejaVu Sans does not contain (Chinese,
             Japanese, Korean, ...).
         ids: ``(R,)`` positive integers, the numbers of the instances in a video, such as those of
-            :class:`mask_rcnn.inference.tracking.Tracker`.  They determine the colours, and labels contain them:
-            ``person #3``.
+            :class:`mask_rcnn.inference.tracking.Tracker`.  They determine the colours, and labels contain them,
+            ``person #3``, and stay at their places in consecutive frames if possible.
         traces: The ways of the instances, ``(N, 2)`` points ``(y, x)`` each, which are drawn as lines.
         transparent: Return the ``'cutout'`` with an alpha channel; otherwise it is white around the objects.
 
@@ -138,7 +138,7 @@ def draw_detections(
         has_boxes=has_boxes,
         keypoints=ordered.keypoints if keypoints else None,
         traces=None if traces is None else _in_order(traces, order),
-        labels=place_labels(candidates, clipped_boxes, cover.saliency, ordered.size),
+        labels=place_labels(candidates, clipped_boxes, cover.saliency, ordered.size, steady=ids is not None),
         colors=colors,
         font=font,
     )

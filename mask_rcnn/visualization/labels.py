@@ -25,6 +25,7 @@ _OVERSAMPLING = 4  # of the rounded corners of plates
 _FOREIGN_BOX_COST = 0.1  # times the fraction of the label inside another instance's box
 _DISTANCE_COST = 0.08  # times the distance between label and box in label heights
 _PREFERENCE_COST = 0.004  # times the position's index in the list of positions
+_STEADY_PREFERENCE_COST = 0.04  # the same for the frames of a video: a third of the jumps of labels
 _SMALL_FONT_COST = 0.25  # for the small font
 _NO_SCORE_COST = 0.6  # for the small font without the score
 _MAX_HIDDEN = 0.7  # positions that hide more are not allowed
@@ -124,7 +125,12 @@ def shorten_name(name: str) -> str:
 
 
 def place_labels(
-    candidates: list[list[tuple[float, Text]]], boxes: np.ndarray, saliency: np.ndarray, size: tuple[int, int]
+    candidates: list[list[tuple[float, Text]]],
+    boxes: np.ndarray,
+    saliency: np.ndarray,
+    size: tuple[int, int],
+    *,
+    steady: bool = False,
 ) -> list[PlacedLabel | None]:
     """Place the labels of instances.
 
@@ -134,6 +140,7 @@ def place_labels(
         saliency: ``(h, w)`` float32, a map of the image at any resolution: the sum of the values that a label covers
             is the cost of covering them.
         size: ``(H, W)`` of the image.
+        steady: Hide a little more of other objects for positions that are the same in consecutive frames of a video.
 
     Returns:
         A placed label for each instance, or ``None`` if every position would overlap another label, hide nearly a
@@ -149,6 +156,7 @@ def place_labels(
         for candidate_cost, text in candidates[i]:
             labels = _positions(boxes[i], text, size)
             cost = candidate_cost + _costs(labels, boxes[i], others, occupied, integral, size)
+            cost += (_STEADY_PREFERENCE_COST if steady else _PREFERENCE_COST) * np.arange(len(labels))
             if len(cost) and cost.min() < best_cost:
                 best_cost, (top, left) = cost.min(), labels[np.argmin(cost), :2]
                 placed[i] = PlacedLabel(text, int(top), int(left))
@@ -218,7 +226,7 @@ def _costs(
     integral: np.ndarray,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Return the cost of each of ``(S, 4)`` label boxes, infinite for forbidden ones."""
+    """Return the cost of each of ``(S, 4)`` label boxes without its preference, infinite for forbidden ones."""
     height, width = labels[:, 2] - labels[:, 0], labels[:, 3] - labels[:, 1]
     scale = (np.array(integral.shape) - 1) / np.array(size)
     top, bottom = (np.rint(labels[:, k] * scale[0]).astype(np.intp) for k in (0, 2))
@@ -226,12 +234,7 @@ def _costs(
     hidden = integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]
     foreign = _intersections(labels, others).sum(axis=1) / (height * width)
     gap = np.maximum(box[:2] - labels[:, 2:], labels[:, :2] - box[2:]).clip(min=0)
-    cost = (
-        hidden
-        + _FOREIGN_BOX_COST * foreign
-        + _DISTANCE_COST * np.hypot(*gap.T) / height
-        + _PREFERENCE_COST * np.arange(len(labels))
-    )
+    cost = hidden + _FOREIGN_BOX_COST * foreign + _DISTANCE_COST * np.hypot(*gap.T) / height
     forbidden = (_intersections(labels, occupied) > 0).any(axis=1) | (hidden > _MAX_HIDDEN)
     return np.where(forbidden, np.inf, cost)
 

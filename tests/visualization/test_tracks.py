@@ -6,7 +6,8 @@ import pytest
 from mask_rcnn.inference import Tracker
 from mask_rcnn.visualization import draw_detections
 from mask_rcnn.visualization.colors import PALETTE, track_colors
-from mask_rcnn.visualization.labels import label_candidates
+from mask_rcnn.visualization.cover import Cover
+from mask_rcnn.visualization.labels import label_candidates, place_labels
 from tests.visualization.test_drawing import SIZE, rectangles
 
 BOXES = [[10, 10, 60, 60], [30, 40, 110, 150], [70, 10, 90, 30]]
@@ -67,6 +68,27 @@ def test_labels_contain_the_id():
     options['ids'] = [100_001]
     labels.append((draw_detections(black(), found, **options) != 0).sum())
     assert labels[1] > labels[0]
+
+
+def test_labels_stay_at_their_places_in_consecutive_frames(rng):
+    """Boxes that tremble; a label jumps if it moves by more than 12 pixels relative to its box."""
+    size, count = (480, 640), 8
+    low = rng.uniform(0, (380, 500), (count, 2))
+    boxes = np.concatenate([low, low + rng.uniform(50, 100, (count, 2))], axis=1)
+    jumps = {}
+    for steady in (False, True):
+        offsets = []
+        for i in range(60):
+            shifted = np.clip(boxes + [2 * i, i] * 2 + rng.uniform(-1.5, 1.5, boxes.shape), 0, size * 2)
+            cover = Cover(size)
+            for box in shifted:
+                cover.add(None, box)
+            candidates = [label_candidates('person', 0.8, size, None, track_id=k + 1) for k in range(count)]
+            placed = place_labels(candidates, shifted, cover.saliency, size, steady=steady)
+            places = [(np.nan, np.nan) if label is None else (label.top, label.left) for label in placed]
+            offsets.append(np.array(places) - shifted[:, :2])
+        jumps[steady] = (np.abs(np.diff(offsets, axis=0)).max(axis=2) > 12).sum()
+    assert jumps[True] < jumps[False] / 2
 
 
 def test_traces_are_lines_with_dots_at_their_ends():
