@@ -83,7 +83,12 @@ def load_font(path: str | os.PathLike | None, font_size: int) -> ImageFont.FreeT
 
 def measure(content: str, font: str | os.PathLike | None, font_size: int) -> Text:
     """Measure one line of text with its padding."""
-    face = load_font(font, font_size)  # type: ignore[arg-type]  # PathLike is hashable in practice
+    return _measure(content, font, font_size)  # type: ignore[arg-type]  # PathLike is hashable in practice
+
+
+@functools.lru_cache(maxsize=1024)  # the frames of a video have the same names
+def _measure(content: str, font: str | os.PathLike | None, font_size: int) -> Text:
+    face = load_font(font, font_size)  # type: ignore[arg-type]  # as above
     ascent, descent = face.getmetrics()
     return Text(
         content,
@@ -284,6 +289,7 @@ def _padding(font_size: int) -> int:
     return max(2, round(font_size / 3.5))
 
 
+@functools.lru_cache(maxsize=32)
 def _plate(height: int, width: int, radius: int) -> np.ndarray:
     """Return the opacity of a rectangle with rounded corners, ``(height, width)`` float32."""
     image = Image.new('L', (width * _OVERSAMPLING, height * _OVERSAMPLING), 0)
