@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
+from mask_rcnn.cli.command import UsageError, flag, parse_command_line, run_and_report_errors
 from mask_rcnn.cli.demo_annotations import is_folder
 from mask_rcnn.cli.demo_jobs import Job, detect_frames
 from mask_rcnn.cli.demo_options import configure
 from mask_rcnn.cli.demo_outputs import check_outputs, choose_outputs, open_annotations
-from mask_rcnn.cli.demo_results import Results
+from mask_rcnn.cli.demo_results import Results, open_results
 from mask_rcnn.cli.demo_sources import SOURCE_ERRORS, find_sources
 from mask_rcnn.cli.demo_writer import FrameWriter
 from mask_rcnn.cli.network_options import check_modelfile, load_network
@@ -59,24 +59,26 @@ def run(args: argparse.Namespace) -> int:
         outputs = choose_outputs(sources, args, is_single=is_single)
         check_outputs(sources, outputs, args)
         _check_font(args.font)
-        results = Results(args.json, open_annotations(sources, outputs, args))
+        results = Results(sources, open_results(args), open_annotations(sources, outputs, args))
         if not sources:
             return 1
         window = stack.enter_context(_open_window()) if args.show else None
         written = [*(outputs or ())]
         if results.annotations and is_folder(args.annotations):
             written += results.annotations.paths
-        stack.enter_context(created_folders({path.parent for path in written}))
+        stack.enter_context(created_folders({*(path.parent for path in written), *results.folders}))
         model = _load(args)
+        for name in ('masks', 'instance_masks'):
+            if getattr(args, name) is not None and not model.config.masks:
+                raise UsageError(f'{flag(name)}: the network of {args.modelfile} has no masks')
         run = _Run(model, args, sources, outputs, results, window)
         n_images = None if any(source.is_video for source in sources) else len(sources)
         try:
             n_failed += run.process()
         except BaseException:  # an interrupt leaves the results of the finished images
-            if results.n_images or results.n_annotated:
-                results.write(n_images)
+            results.close_after_error(n_images)
             raise
-        results.write(n_images)
+        results.close(n_images)
         if window is not None and n_images is not None:
             while not window.is_closed(wait=_KEY_INTERVAL):
                 pass

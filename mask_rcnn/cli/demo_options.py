@@ -50,10 +50,11 @@ videos:
   many frames are processed as the model can; each is shown until the next one.
 
 scores:
-  Pictures show detections with scores above 0.7; the JSON file contains all detections of the model, by
-  default those with scores above 0.05. --score-thresh replaces both thresholds. Models of Chainer_Mask_R-CNN
-  also have two thresholds of NMS, as in that program: 0.3 for pictures (--preset visualize) and 0.5 for JSON
-  (--preset evaluate); the images are then processed once for each.
+  Pictures show detections with scores above 0.7; --jsonl, --csv, masks and annotations contain the detections
+  of the pictures. The JSON file contains all detections of the model, by default those with scores above 0.05.
+  --score-thresh replaces both thresholds. Models of Chainer_Mask_R-CNN also have two thresholds of NMS, as in
+  that program: 0.3 for pictures (--preset visualize) and 0.5 for JSON (--preset evaluate); the images are then
+  processed once for each.
 
 annotations:
   --annotations found.json writes one COCO dataset (images, annotations, categories) that CVAT, Label Studio,
@@ -167,6 +168,26 @@ def _add_output(add: AddArgument) -> None:
         type=output_path,
         metavar='FILE',
         help='also write the results in COCO format; - for the standard output',
+    )
+    add(
+        '--jsonl',
+        type=output_path,
+        metavar='FILE',
+        help='also write a JSON object for each image or frame, in a line of its own, when it is done; - for the '
+        'standard output',
+    )
+    add('--csv', type=output_path, metavar='FILE', help='also write a table with a row for each object; - as above')
+    add(
+        '--masks',
+        type=Path,
+        metavar='FOLDER',
+        help='also write a label image for each image or frame: the number of the object at each pixel, or 0',
+    )
+    add(
+        '--instance-masks',
+        type=Path,
+        metavar='FOLDER',
+        help='also write a black and white picture of the mask of each object',
     )
     add(
         '--annotations',

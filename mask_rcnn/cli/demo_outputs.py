@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mask_rcnn.cli.command import UsageError
+from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter, LabelmeWriter, is_folder
 from mask_rcnn.cli.demo_options import DEFAULT_OUTPUT
 from mask_rcnn.cli.demo_results import image_id
 from mask_rcnn.cli.outputs import check_can_write, output_path, paths_of_images, refuse_inputs
 from mask_rcnn.cli.pictures import can_write_picture
-from mask_rcnn.io.atomic_file import is_standard_output
+from mask_rcnn.io.atomic_file import is_same_file, is_standard_output
 from mask_rcnn.io.wording import counted
 from mask_rcnn.media.sources import Source
 from mask_rcnn.media.video_writer import can_write_video
@@ -83,13 +83,34 @@ def check_outputs(sources: Sequence[Source], outputs: Sequence[Path] | None, arg
             raise UsageError(f'--output {args.output}: {output} is one of the {noun}')
         if os.path.lexists(output):  # new files need only their folder
             check_can_write(output)
+    _check_results(sources, outputs, args)
+
+
+def _check_results(sources: Sequence[Source], outputs: Sequence[Path] | None, args: argparse.Namespace) -> None:
+    """Check the files and folders of results."""
+    others = _other_inputs(args)
+    streams = [name for name in ('json', 'jsonl', 'csv') if (path := getattr(args, name)) and is_standard_output(path)]
+    if len(streams) > 1:
+        raise UsageError(f'{flag(streams[0])} and {flag(streams[1])} are both written to the standard output')
+    for name in ('json', 'jsonl', 'csv'):
+        path = getattr(args, name)
+        if path is not None:
+            _check_file(flag(name), path, sources, outputs, others)
+            check_can_write(path)
+            others.append((f'the file of {flag(name)}', path))
     if args.json is not None:
-        _check_file('--json', args.json, sources, outputs, others)
-        for (number, is_video), count in Counter((image_id(s.path), s.is_video) for s in sources).most_common(1):
+        stems = Counter((image_id(source.path.stem), source.is_video) for source in sources)
+        for (number, is_video), count in stems.most_common(1):
             if count > 1:
-                noun = 'video' if is_video else 'image'
-                raise UsageError(f'--json {args.json}: {counted(count, noun)} have the image_id {number!r}')
-        check_can_write(args.json)
+                noun = counted(count, 'video' if is_video else 'image')
+                raise UsageError(f'--json {args.json}: {noun} have the image_id {number!r}')
+    if args.masks and args.instance_masks and is_same_file(args.masks, args.instance_masks):
+        raise UsageError('--masks and --instance-masks are the same folder')
+    for name in ('masks', 'instance_masks'):
+        folder = getattr(args, name)
+        for path in [*_files(sources), *(outputs or ())] if folder is not None else ():
+            if is_same_file(folder, path.parent):
+                raise UsageError(f'{flag(name)} {folder}: the folder of {path}; name another one for the masks')
 
 
 def open_annotations(
@@ -118,10 +139,12 @@ def open_annotations(
         labelme.check()
         return labelme
     path = output_path(args.annotations)
-    others = [*_other_inputs(args), ('the file of --json', args.json)]
+    others = _other_inputs(args)
+    others += [(f'the file of {flag(name)}', getattr(args, name)) for name in ('json', 'jsonl', 'csv')]
     _check_file('--annotations', path, sources, outputs, others)
-    if args.json is not None and is_standard_output(path) and is_standard_output(args.json):
-        raise UsageError('--json and --annotations are both written to the standard output')
+    for name in ('json', 'jsonl', 'csv'):
+        if (other := getattr(args, name)) is not None and is_standard_output(path) and is_standard_output(other):
+            raise UsageError(f'{flag(name)} and --annotations are both written to the standard output')
     if path.is_file() and path.stat().st_size:
         raise UsageError(f'--annotations {path}: the file exists and may have been corrected')
     check_can_write(path)
@@ -139,18 +162,18 @@ def _other_inputs(args: argparse.Namespace) -> list[tuple[str, Path | None]]:
 
 
 def _check_file(
-    flag: str,
+    option: str,
     path: Path,
     sources: Sequence[Source],
     outputs: Sequence[Path] | None,
     inputs: Iterable[tuple[str, Path | None]],
 ) -> None:
     """Refuse a file of results that is an input, an image or a picture, or has no folder."""
-    refuse_inputs(flag, path, inputs)
+    refuse_inputs(option, path, inputs)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f'{flag} {path}: not a file in an existing folder')
+        raise UsageError(f'{option} {path}: not a file in an existing folder')
     if _identify(path) in set(map(_identify, [*_files(sources), *(outputs or ())])):
-        raise UsageError(f'{flag} {path}: that is an image')
+        raise UsageError(f'{option} {path}: that is an image')
 
 
 def _identify(path: Path) -> object:

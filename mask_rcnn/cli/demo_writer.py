@@ -13,8 +13,8 @@ import numpy as np
 
 from mask_rcnn.cli.demo_jobs import Job
 from mask_rcnn.cli.demo_outputs import frame_path, is_video_output
-from mask_rcnn.cli.demo_results import Results, image_id
-from mask_rcnn.cli.pictures import encode_picture
+from mask_rcnn.cli.demo_results import Results
+from mask_rcnn.cli.pictures import ALPHA_SUFFIXES, encode_picture
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.tracking import Tracker
 from mask_rcnn.io.atomic_file import FileError, open_for_writing
@@ -35,19 +35,31 @@ class Drawing:
         job: The job.
         shown: The detections of the picture, ``None`` for a pass without pictures or after an error.
         style: Arguments of :meth:`Detections.draw`.
+        ids: The ids of ``shown`` if objects are tracked.
+        results: The results for the files.
+        picture: The drawn picture.
+        data: The content of its file.
+        error: The first error, of the job or of its picture.
     """
 
     job: Job
     shown: Detections | None = None
     style: dict[str, Any] = field(default_factory=dict)
-    results: list[dict[str, Any]] | None = None
+    ids: np.ndarray | None = None
+    results: list[Any] = field(default_factory=list)
     picture: np.ndarray | None = None
     data: bytes | None = None
     error: Exception | None = None
 
 
 class Sink(Protocol):
-    """A destination of the drawn frames of one source."""
+    """A destination of the drawn frames of one source.
+
+    Attributes:
+        has_alpha: Whether pictures can be transparent.
+    """
+
+    has_alpha: bool
 
     def encode(self, picture: np.ndarray) -> bytes | None:
         """Return the content of a file, if each picture is one; called in several threads."""
@@ -71,6 +83,7 @@ class PictureSink:
 
     def __init__(self, output: Path):
         self._output = output
+        self.has_alpha = output.suffix.lower() in ALPHA_SUFFIXES
 
     def encode(self, picture: np.ndarray) -> bytes:
         """Return the content of the file."""
@@ -102,6 +115,8 @@ class VideoSink:
         output: The video.
         source: The source.
     """
+
+    has_alpha = False
 
     def __init__(self, output: Path, source: VideoSource):
         start = source.span[0]
@@ -146,6 +161,8 @@ class VideoSink:
 
 class NoSink:
     """Writes no pictures, because a window shows them."""
+
+    has_alpha = False
 
     def encode(self, picture: np.ndarray) -> None:
         """Do nothing."""
@@ -227,7 +244,7 @@ class FrameWriter:
             self._tracked = sequence, Tracker()
         tracker = self._tracked[1]
         ids = tracker.update(shown)
-        return Drawing(job, shown, {**self._style, 'ids': ids, 'traces': tracker.traces(ids)})
+        return Drawing(job, shown, {**self._style, 'ids': ids, 'traces': tracker.traces(ids)}, ids)
 
     def prepare(self, drawing: Drawing) -> Drawing:
         """Compute the results and the picture of a frame; an error becomes that of the drawing."""
@@ -235,10 +252,14 @@ class FrameWriter:
         try:
             if job.error is not None:
                 raise job.error
-            if self._collects_results:  # before the picture, which can fail
-                drawing.results = job.detections.to_coco(image_id(job.frame.path))
+            found = job.detections if self._collects_results else None
+            # Before the picture, which can fail.
+            drawing.results = self._results.encode(job.frame, found=found, shown=drawing.shown, ids=drawing.ids)
             if drawing.shown is not None:
-                drawing.picture = drawing.shown.draw(job.pixels, **drawing.style)
+                style = drawing.style
+                if style['backdrop'] == 'cutout' and self._sink(job.frame.source).has_alpha:
+                    style = {**style, 'transparent': True}
+                drawing.picture = drawing.shown.draw(job.pixels, **style)
         except FRAME_ERRORS as error:
             drawing.error = error
         if (
@@ -261,15 +282,14 @@ class FrameWriter:
         """Write the picture, add the results, and report the frame or its error.
 
         Raises:
-            mask_rcnn.io.atomic_file.FileError: A video cannot be written.
+            mask_rcnn.io.atomic_file.FileError: A video or a file of results cannot be written.
         """
         job, source = drawing.job, drawing.job.frame.source
         if self._open is not None and self._open.source is not source:
             self.finish()
         if source.is_video and self._open is None and self._threshold is not None:
             self._open = _OpenVideo(source)
-        if drawing.results is not None:
-            self._results.add(drawing.results)
+        self._results.write(drawing.results)
         try:
             if drawing.shown is not None:
                 self._results.annotate(job.frame.path, drawing.shown)

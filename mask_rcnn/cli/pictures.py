@@ -9,6 +9,9 @@ import numpy as np
 
 from mask_rcnn.io.atomic_file import open_for_writing
 
+#: Suffixes of pictures that can be transparent.
+ALPHA_SUFFIXES = ('.png', '.webp', '.tif', '.tiff')
+
 
 def can_write_picture(suffix: str) -> bool:
     """Return whether OpenCV writes pictures with a suffix; other names and characters do not reach it."""
@@ -20,13 +23,14 @@ def encode_picture(suffix: str, rgb: np.ndarray) -> bytes:
 
     Args:
         suffix: The suffix of the file.
-        rgb: ``(H, W, 3)`` uint8, RGB.
+        rgb: ``(H, W, 3)`` uint8, RGB, or ``(H, W, 4)``, RGBA, for a format of :data:`ALPHA_SUFFIXES`.
 
     Raises:
         ValueError: The format has no pictures of this size.
     """
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGBA2BGRA if rgb.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     try:
-        done, data = cv2.imencode(suffix, np.ascontiguousarray(rgb[:, :, ::-1]))
+        done, data = cv2.imencode(suffix, bgr)
     except cv2.error:
         done = False
     if not done:

@@ -40,11 +40,11 @@ class Window:
         self._is_sized = False
 
     def show(self, picture: np.ndarray) -> None:
-        """Show a picture, ``(H, W, 3)`` uint8, RGB."""
+        """Show a picture, ``(H, W, 3)`` uint8, RGB, or ``(H, W, 4)``, RGBA, on black."""
         if not self._is_sized:
             cv2.resizeWindow(_TITLE, picture.shape[1], picture.shape[0])
             self._is_sized = True
-        cv2.imshow(_TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        cv2.imshow(_TITLE, cv2.cvtColor(picture, cv2.COLOR_RGBA2BGR if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR))
 
     def is_closed(self, *, wait: float = 0.001) -> bool:
         """Process the events of the window; returns whether the user has closed it.
