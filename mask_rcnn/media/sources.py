@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mask_rcnn.preprocessing.image_io import decode_image, read_image
+from mask_rcnn.preprocessing.image_io import decode_image, read_image, to_chw
 
 #: Errors of one image or one frame, after which the others are processed.
 FRAME_ERRORS = (ValueError, OSError, MemoryError)
@@ -132,7 +132,7 @@ class ImageBytes:
 
     def read(self, *, apply_orientation: bool = True) -> Iterator[Frame]:
         """Yield the image."""
-        yield _read_frame(self, lambda: decode_image(self.data, self.name, apply_orientation=apply_orientation))
+        yield _read_frame(self, lambda: to_chw(decode_image(self.data, self.name, apply_orientation=apply_orientation)))
 
     def close(self) -> None:
         """Do nothing."""

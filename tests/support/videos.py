@@ -18,11 +18,17 @@ def numbered_frame(number, size=SIZE):
     """Draw a frame ``(H, W, 3)`` uint8, RGB: blue with a moving red square, and the number in the bottom rows."""
     frame = np.zeros((*size, 3), np.uint8)
     frame[:, :, 2] = 120
-    left = number % (size[1] - 24)
+    left = square_left(number, size)
     frame[12:36, left : left + 24] = (200, 30, 30)
     for bit in range(N_BITS):
         frame[-2 * BLOCK :, bit * BLOCK : (bit + 1) * BLOCK] = 255 * (number >> bit & 1)
     return frame
+
+
+def square_left(number, size=SIZE):
+    """Return the first column of the square, which moves between the left and the right."""
+    n_places = size[1] - 24
+    return abs(n_places - number % (2 * n_places))
 
 
 def read_number(frame):
