@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 
 from mask_rcnn.cli import demo
 from tests.cli.test_demo import call, calls, refused, write_image  # noqa: F401  # calls is a fixture
+from tests.support.contracts import parser_of
 from tests.support.videos import write_video
 
 
@@ -175,3 +177,13 @@ def test_a_video_and_images_together(calls, tmp_path, capsys):  # noqa: F811
     error = refused('--image', image, video, '--annotations', 'labels/', capsys=capsys)
     assert 'clip.mp4 is a video; name a file' in error
     assert not calls
+
+
+def test_the_commands_of_the_page_are_accepted(root):
+    """Each example of docs/video.md, with the files that exist in a checkout."""
+    text = (root / 'docs' / 'video.md').read_text(encoding='utf-8')
+    commands = [line for line in text.splitlines() if line.startswith('mask-rcnn demo ')]
+    assert len(commands) >= 4
+    for command in commands:
+        args = parser_of('demo').parse_args(shlex.split(command.replace('$M', 'model.npz'), comments=True)[2:])
+        assert (args.image is None) == (args.camera is not None)
