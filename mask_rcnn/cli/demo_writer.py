@@ -14,7 +14,6 @@ import numpy as np
 from mask_rcnn.cli.demo_jobs import Job
 from mask_rcnn.cli.demo_outputs import frame_path, is_video_output
 from mask_rcnn.cli.demo_results import Results
-from mask_rcnn.cli.pictures import ALPHA_SUFFIXES, encode_picture
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.tracking import Tracker
 from mask_rcnn.io.atomic_file import FileError, open_for_writing
@@ -24,6 +23,7 @@ from mask_rcnn.media.sources import FRAME_ERRORS, Source
 from mask_rcnn.media.video_source import VideoError, VideoSource
 from mask_rcnn.media.video_writer import VideoWriter
 from mask_rcnn.preprocessing.image_io import ImageFileError, to_pixels
+from mask_rcnn.visualization.pictures import ALPHA_SUFFIXES, encode_picture
 from mask_rcnn.weights import WeightFileError
 
 
@@ -87,7 +87,7 @@ class PictureSink:
 
     def encode(self, picture: np.ndarray) -> bytes:
         """Return the content of the file."""
-        return encode_picture(self._output.suffix, picture)
+        return encode_picture(picture, self._output.suffix)
 
     def write(self, drawing: Drawing) -> str:
         """Write a picture."""

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+#: Suffixes of the formats whose pictures can be transparent.
+ALPHA_SUFFIXES = ('.png', '.webp', '.tif', '.tiff')
+
 
 def resize_picture(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Resize a picture: average pixels if it becomes smaller, otherwise interpolate bicubically.
@@ -27,14 +30,15 @@ def encode_picture(picture: np.ndarray, suffix: str) -> bytes:
     """Encode a picture as a file in a format of OpenCV.
 
     Args:
-        picture: ``(H, W, 3)`` uint8, RGB.
+        picture: ``(H, W, 3)`` uint8, RGB, or ``(H, W, 4)``, RGBA, for a format of :data:`ALPHA_SUFFIXES`.
         suffix: The suffix of the format's files, such as ``'.png'``.
 
     Raises:
         ValueError: The format has no pictures of this size.
     """
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     try:
-        done, data = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]))
+        done, data = cv2.imencode(suffix, bgr)
     except cv2.error:
         done = False
     if not done:
