@@ -88,9 +88,10 @@ def detect_frames(model: MaskRCNN, frames: Iterable[Frame], *, batch_size: int |
         batch_size: See :meth:`mask_rcnn.models.MaskRCNN.iter_detections`.
     """
     queue = _JobQueue(frames)
+    options = {} if batch_size is None else {'batch_size': batch_size}
     while True:
         try:
-            for detections in model.iter_detections(queue.read_pixels(), batch_size=batch_size):
+            for detections in model.iter_detections(queue.read_pixels(), **options):
                 yield from queue.pop_unreadable()
                 job = queue.pop()
                 job.detections = detections

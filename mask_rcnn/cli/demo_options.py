@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn.cli.demo_sources import image_argument
 from mask_rcnn.cli.network_options import add_conventions, add_modelfile
 from mask_rcnn.cli.options import (
     AddArgument,
@@ -124,6 +125,7 @@ def _add_input(add: AddArgument) -> None:
         nargs='+',
         action='extend',
         required=True,
+        type=image_argument,
         metavar='PATH',
         help='images, folders, videos, addresses, patterns, @lists, or - for the standard input; see below',
     )

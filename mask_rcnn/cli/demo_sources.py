@@ -22,7 +22,12 @@ from mask_rcnn.preprocessing.image_io import ImageFileError, list_images
 #: Errors of one argument, after which the others are used.
 SOURCE_ERRORS = (ImageFileError, VideoError)
 #: The argument for the standard input.
-STANDARD_INPUT = '-'
+_STANDARD_INPUT = '-'
+
+
+def image_argument(text: str) -> str | Path:
+    """Return a value of ``--image``: addresses and ``-``, the standard input, as text, everything else as a path."""
+    return text if text == _STANDARD_INPUT or is_address(text) else Path(text)
 
 
 class FoundSources(NamedTuple):
@@ -57,15 +62,15 @@ def find_sources(args: argparse.Namespace) -> FoundSources:
         if args.image:
             raise UsageError('--camera and --image cannot be used together')
         return FoundSources([VideoSource(args.camera, selection)], 0, True)
-    if args.image.count(STANDARD_INPUT) > 1:
+    if args.image.count(_STANDARD_INPUT) > 1:
         raise UsageError('--image: - is given twice, but the standard input is one image')
     sources: list[Source] = []
     n_failed = 0
     for argument in args.image:
         try:
-            for text in _expand(argument):
+            for place in _expand(argument):
                 try:
-                    sources += _open(text, selection, args)
+                    sources += _open(place, selection, args)
                 except SOURCE_ERRORS as error:
                     if args.strict:
                         raise
@@ -86,30 +91,35 @@ def _check_selection(args: argparse.Namespace, sources: list[Source]) -> None:
         raise UsageError(f'{flag(names[0])} selects frames of videos, and the sources are images')
 
 
-def _is_collection(argument: str) -> bool:
+def _is_collection(argument: str | Path) -> bool:
     """Return whether an argument is a folder, a list or a pattern."""
-    return os.path.isdir(argument) or _is_list(argument) or _is_pattern(argument)
+    return isinstance(argument, Path) and (argument.is_dir() or _is_list(argument) or _is_pattern(argument))
 
 
-def _is_list(argument: str) -> bool:
-    return argument.startswith('@') and not os.path.lexists(argument)
+def _is_list(path: Path) -> bool:
+    return str(path).startswith('@') and not os.path.lexists(path)
 
 
-def _is_pattern(argument: str) -> bool:
-    """Return whether a text is a pattern; a file whose name has brackets is not."""
-    return glob.has_magic(argument) and not is_address(argument) and not os.path.lexists(argument)
+def _is_pattern(path: Path) -> bool:
+    """Return whether a path is a pattern; a file whose name has brackets is not."""
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
 
 
-def _expand(argument: str) -> Iterator[str]:
+def _expand(argument: str | Path) -> Iterator[str | Path]:
     """Yield the files, folders and addresses of an argument.
 
     Raises:
         ImageFileError: A list cannot be read, or no file matches a pattern.
     """
-    if not _is_list(argument):
+    if isinstance(argument, str):
+        yield argument
+    elif not _is_list(argument):
         yield from _match(argument)
-        return
-    path = Path(argument[1:])
+    else:
+        yield from _read_list(Path(str(argument)[1:]))
+
+
+def _read_list(path: Path) -> Iterator[str | Path]:
     try:
         with open_for_reading(path) as (file, _):
             lines = [os.fsdecode(line.strip()) for line in file.read().splitlines()]
@@ -119,34 +129,34 @@ def _expand(argument: str) -> Iterator[str]:
     if not entries:
         raise ImageFileError(path, 'the list names no image')
     for line in entries:
-        yield from _match(line if is_address(line) else os.path.join(path.parent, line))
+        if is_address(line):
+            yield line
+        else:
+            yield from _match(path.parent / line)
 
 
-def _match(text: str) -> Iterator[str]:
-    if not _is_pattern(text):
-        yield text
+def _match(path: Path) -> Iterator[Path]:
+    if not _is_pattern(path):
+        yield path
         return
-    files = [name for name in sorted(glob.glob(text, recursive=True)) if os.path.isfile(name)]
+    files = [name for name in map(Path, sorted(glob.glob(str(path), recursive=True))) if name.is_file()]
     if not files:
-        raise ImageFileError(text, 'no file matches this pattern')
+        raise ImageFileError(path, 'no file matches this pattern')
     yield from files
 
 
-def _open(text: str, selection: FrameSelection, args: argparse.Namespace) -> list[Source]:
+def _open(place: str | Path, selection: FrameSelection, args: argparse.Namespace) -> list[Source]:
     """Return the sources of a file, a folder, an address or the standard input."""
-    if text == STANDARD_INPUT:
+    if place == _STANDARD_INPUT:
         return [ImageBytes('standard input', Path('stdin'), _read_standard_input())]
-    if is_address(text):
-        return [VideoSource(text, selection)]
-    path = Path(text)
-    if is_video_file(path):
-        return [VideoSource(path, selection)]
+    if isinstance(place, str) or is_video_file(place):
+        return [VideoSource(place, selection)]
     omissions = Omissions('files')
-    images = list_images([path], omissions=omissions, recursive=args.recursive)
+    images = list_images([place], omissions=omissions, recursive=args.recursive)
     if omissions and args.strict:
-        raise ImageFileError(path, f'{omissions} (--strict)')
+        raise ImageFileError(place, f'{omissions} (--strict)')
     if omissions:
-        print_warning(f'{path}: {omissions}')
+        print_warning(f'{place}: {omissions}')
     return [ImageFile(image) for image in images]
 
 

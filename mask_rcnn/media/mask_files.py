@@ -94,7 +94,9 @@ def make_label_image(detections: Detections, ids: np.ndarray | None = None) -> n
     _check_masks(detections)
     numbers = np.array(_numbers(detections, ids), np.int64)
     if numbers.max(initial=0) > _MAX_UINT16:
-        raise ValueError(f'instance {numbers.max()} does not fit in a label image, whose last number is {_MAX_UINT16}')
+        raise ValueError(
+            f'the last number of a label image is {_MAX_UINT16}, below that of an instance: {numbers.max()}'
+        )
     labels = np.zeros(detections.size, np.uint8 if ids is None and len(numbers) <= _MAX_UINT8 else np.uint16)
     upwards = np.lexsort((-np.arange(len(numbers)), detections.scores))  # of equal scores, the first one is on top
     for number, mask in zip(numbers[upwards], detections[upwards].iter_masks(), strict=True):

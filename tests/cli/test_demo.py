@@ -383,7 +383,7 @@ def test_few_images_are_in_memory(calls, tmp_path, monkeypatch):
         counts.append(sum(reference() is not None for reference in references))
         return pixels
 
-    def read_one_ahead(self, images, *, batch_size=None):
+    def read_one_ahead(self, images):
         last = None
         for image in images:
             if last is not None:

@@ -122,6 +122,13 @@ def test_an_image_on_the_standard_input(calls, tmp_path, capsys, stdin):  # noqa
     assert '"image_id": "stdin"' in (tmp_path / 'found.json').read_text()
 
 
+def test_a_file_with_the_name_of_the_standard_input(calls, tmp_path, capsys):  # noqa: F811
+    write_image(tmp_path / 'a.png')
+    (tmp_path / 'a.png').rename(tmp_path / '-')
+    assert call('--image', './-') == 0
+    assert capsys.readouterr().out == '-: 1 person -> output.png\n'
+
+
 @pytest.mark.parametrize(
     ('data', 'reason'),
     [(b'', 'is empty; an image was expected'), (b'no image', 'not an image of a known format')],
