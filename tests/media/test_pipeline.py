@@ -1,6 +1,8 @@
 """The threads of the pipeline: order, bounds, errors and interrupts."""
 
+import os
 import random
+import signal
 import threading
 import time
 
@@ -148,3 +150,21 @@ def test_the_reader_ends_with_the_loop():
     with ReadAhead(items()) as ahead:
         next(ahead)
     assert closed.wait(5)
+
+
+def test_a_second_interrupt_discards_items():
+    released = threading.Event()
+    writer = OrderedWriter(lambda item: item, lambda item: released.wait(5))
+
+    def run():
+        with writer:
+            for item in range(3):
+                writer.submit(item)
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+            raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    released.set()
+    assert writer.is_abandoned and time.monotonic() - begin < 4
