@@ -70,9 +70,9 @@ def test_spellings_of_flags_and_values(words, dest, value):
 #: Command lines of DeNA's Chainer_Mask_R-CNN, with every flag that its programs had: the command, the words, and the
 #: values that differ from those of the shortest command line.
 OLD_COMMAND_LINES = [
-    ('demo', '--image a.jpg', {'image': ['a.jpg'], 'background': False}),
-    ('demo', '--image a.jpg --background', {'image': ['a.jpg'], 'background': True}),
-    ('demo', '--background --image a.jpg', {'image': ['a.jpg'], 'background': True}),
+    ('demo', '--image a.jpg', {'image': [Path('a.jpg')], 'background': False}),
+    ('demo', '--image a.jpg --background', {'image': [Path('a.jpg')], 'background': True}),
+    ('demo', '--background --image a.jpg', {'image': [Path('a.jpg')], 'background': True}),
     (
         'demo',
         '--gpu -1 --modelfile m.npz --image a.jpg --roi_size 7 --roialign --contour --background --bn2affine '
@@ -80,7 +80,7 @@ OLD_COMMAND_LINES = [
         {
             'gpu': -1,
             'modelfile': Path('m.npz'),
-            'image': ['a.jpg'],
+            'image': [Path('a.jpg')],
             'roi_size': 7,
             'roialign': True,
             'contour': True,
@@ -89,7 +89,7 @@ OLD_COMMAND_LINES = [
             'extractor': 'resnet101',
         },
     ),
-    ('demo', '--image a.jpg -r 14', {'image': ['a.jpg'], 'roi_size': 14}),
+    ('demo', '--image a.jpg -r 14', {'image': [Path('a.jpg')], 'roi_size': 14}),
     (
         'train',
         '--dataset coco2017 --extractor resnet50 --gpu 0 --lr 1e-4 --batchsize 16 --freeze_bn --bn2affine '
@@ -143,7 +143,7 @@ OLD_COMMAND_LINES = [
     (
         'demo',
         '--image photo.jpg --modelfile result/snapshot_model.npz --contour',
-        {'image': ['photo.jpg'], 'modelfile': Path('result/snapshot_model.npz'), 'contour': True},
+        {'image': [Path('photo.jpg')], 'modelfile': Path('result/snapshot_model.npz'), 'contour': True},
     ),
 ]
 
