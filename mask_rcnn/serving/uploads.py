@@ -17,6 +17,7 @@ from starlette.types import Receive
 
 from mask_rcnn.config.fields import describe_value
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
+from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_decoding import decode
 from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, image_file_errors, not_an_image
 from mask_rcnn.preprocessing.image_formats import N_MAGIC_BYTES, detect_format
@@ -167,7 +168,7 @@ class _Form:
                     'parameters are in the URL',
                 )
         if len(names) != 1:
-            raise RequestError(400, f'the form has {len(names)} fields named {IMAGE_FIELD}, expected 1')
+            raise RequestError(400, f'the form has {counted(len(names), "field")} named {IMAGE_FIELD}, expected 1')
         return bytes(self._fields[0][1])
 
 
@@ -201,7 +202,7 @@ def check_image(data: bytes, max_pixels: int) -> ImageHeader:
     if header.format == 'JPEG' and isinstance(header.structure, Parts):
         n_scans = count_jpeg_scans(data, header.structure)
         if n_scans > MAX_JPEG_SCANS:
-            raise RequestError(422, f'the image has {n_scans} scans, more than {MAX_JPEG_SCANS}')
+            raise RequestError(422, f'the image has {counted(n_scans, "scan")}, more than {MAX_JPEG_SCANS}')
     return header
 
 
