@@ -260,27 +260,34 @@ class GraphBuilder:
         start, step = (self.constant(np.array(i, np.int64)) for i in (0, 1))
         return self.op('Range', start, n.reshape(), step)
 
-    def loop(self, count: Tensor, body: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
-        """Return the outputs of all iterations of a loop, each stacked along a new first axis.
+    def loop(
+        self, count: Tensor, body: Callable[..., Sequence[Tensor]], *, initial: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Return the outputs of a loop: its final state, and the outputs of all iterations.
 
         Args:
             count: Number of iterations, ``(1,)`` int64.  Without iterations, runtimes disagree on the other lengths of
                 the outputs.
-            body: Computes the outputs of an iteration from its number, a scalar int64, and from any other tensors.
+            body: Computes the outputs of an iteration from its number, a scalar int64, the tensors of the state, and
+                any other tensors.  The first outputs are the state of the next iteration; the others are stacked along
+                a new first axis.
+            initial: The state of the first iteration.
         """
         iteration = Tensor(self, self.unique_name('iteration'), np.int64)
         condition = Tensor(self, self.unique_name('condition'), bool)
+        state = [Tensor(self, self.unique_name('state'), tensor.dtype) for tensor in initial]
         self._nodes.append([])
         # An output of a loop must come from one of its nodes.
-        outputs = [self.op('Identity', output) for output in body(iteration)]
+        outputs = [self.op('Identity', output) for output in body(iteration, *state)]
         proceed = self.op('Identity', condition)
         proto = helper.make_graph(
             self._nodes.pop(),
             self.unique_name('body'),
-            [_declare(iteration, ()), _declare(condition, ())],
+            [_declare(iteration, ()), _declare(condition, ()), *(_declare(tensor, None) for tensor in state)],
             [_declare(proceed, ()), *(_declare(output, None) for output in outputs)],
         )
-        return self.multi_op('Loop', count.reshape(), None, dtypes=[output.dtype for output in outputs], body=proto)
+        dtypes = [output.dtype for output in outputs]
+        return self.multi_op('Loop', count.reshape(), None, *initial, dtypes=dtypes, body=proto)
 
     def input(self, name: str, dtype: Any) -> Tensor:
         """Return an input of the graph; :meth:`build` declares it."""

@@ -42,6 +42,16 @@ def test_a_loop_uses_outer_tensors():
     np.testing.assert_array_equal(copies, np.stack([Y] * 3))
 
 
+def test_a_loop_has_a_state():
+    def sums(g, x):
+        start = g.constant(np.zeros(4, np.float32))
+        return g.loop(x.size(0), lambda i, total: [total + x.take(i), total], initial=[start])
+
+    total, before = run_graph(sums, X)
+    np.testing.assert_array_equal(total, X.sum(axis=0))
+    np.testing.assert_array_equal(before, np.vstack([np.zeros(4), X.cumsum(axis=0)[:-1]]))
+
+
 def test_empty_tensors_are_reshaped():
     (found,) = run_graph(lambda g, x: x.reshape(x.size(0), 2, 3), np.zeros((0, 6), np.float32))
     assert found.shape == (0, 2, 3)
