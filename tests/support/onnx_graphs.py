@@ -9,6 +9,8 @@ import onnx
 import onnxruntime
 
 from mask_rcnn.onnx_export.graph import GraphBuilder, Tensor
+from mask_rcnn.onnx_export.transform import GraphTransform
+from mask_rcnn.preprocessing.image_transform import ImageTransform
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -43,3 +45,24 @@ def run_graph(function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
     """Return the outputs of a function's graph (:func:`build`) in ONNX Runtime."""
     feeds = {f'input{i}': array for i, array in enumerate(arrays)}
     return session(build(function, *arrays)).run(None, feeds)
+
+
+def constant_transform(graph: GraphBuilder, transform: ImageTransform, *, divisor: int = 1) -> GraphTransform:
+    """Return the transform of images of one size.
+
+    Args:
+        graph: The graph.
+        transform: The transform of these images.
+        divisor: The height and width of the network input are multiples of it.
+    """
+    integers = (transform.size, transform.window[:2], transform.resized)
+    size, origin, resized = (graph.constant(np.array(values, np.int64)) for values in integers)
+    sides = np.array(transform.input_size, np.int64)
+    return GraphTransform(
+        size=size,
+        scale=graph.constant(np.float64(transform.scale)),
+        factors=graph.constant(np.array(transform.factors)),
+        origin=origin,
+        resized=resized,
+        padded=graph.constant(sides + -sides % divisor),
+    )
