@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,9 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 #: Version of the operators: the first one with the antialiasing of ``Resize``.  Its IR version is read by all runtimes.
 OPSET = 18
 IR_VERSION = 8
-
-#: Constants of at most this many elements are shared by all nodes that use the same value.
-_MAX_SHARED_SIZE = 16
 
 
 class Tensor:
@@ -195,20 +193,19 @@ class GraphBuilder:
         return path if number == 0 else f'{path}_{number}'
 
     def constant(self, value: Any, name: str = 'constant') -> Tensor:
-        """Return a constant; equal small constants are one.
+        """Return a constant; equal constants are one, which is stored once.
 
         Args:
             value: Array, or a number with a dtype.
             name: The name in the current scope.
         """
         array = np.ascontiguousarray(value).reshape(np.shape(value))
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= _MAX_SHARED_SIZE else None
-        if key is not None and key in self._shared:
+        key = array.dtype.str, array.shape, hashlib.sha256(array).digest()
+        if key in self._shared:
             return self._shared[key]
         tensor = Tensor(self, self.unique_name(name), array.dtype)
         self._initializers.append(numpy_helper.from_array(array, tensor.name))
-        if key is not None:
-            self._shared[key] = tensor
+        self._shared[key] = tensor
         return tensor
 
     def op(
