@@ -16,6 +16,20 @@ from mask_rcnn.ops.runtime.cache import LastValue, retain
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
+def level_cell_anchors(strides, config):
+    """Return the anchors of the first location of each feature map, ``(A, 4)`` each.
+
+    Args:
+        strides: Input pixels per location of each feature map.
+        config (mask_rcnn.config.Config): Sizes and ratios, and the dialect.
+    """
+    sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
+    return [
+        cell_anchors(config.dialect.rpn.anchors, stride, level_sizes, config.anchor_ratios)
+        for stride, level_sizes in zip(strides, sizes, strict=True)
+    ]
+
+
 class RPN(chainer.Chain):
     """The region proposal network: objectness and deltas of the anchors at every location, decoded into proposals.
 
@@ -31,11 +45,7 @@ class RPN(chainer.Chain):
         super().__init__()
         self.strides = tuple(strides)
         self.config = config
-        sizes = [config.anchor_sizes] if len(strides) == 1 else [(size,) for size in config.anchor_sizes]
-        self.cell_anchors = [
-            cell_anchors(config.dialect.rpn.anchors, stride, level_sizes, config.anchor_ratios)
-            for stride, level_sizes in zip(self.strides, sizes, strict=True)
-        ]
+        self.cell_anchors = level_cell_anchors(self.strides, config)
         self._anchors, self._host_anchors = LastValue(), None
         n_anchors = len(self.cell_anchors[0])
         channels = config.rpn_channels or in_channels
