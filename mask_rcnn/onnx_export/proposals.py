@@ -161,11 +161,10 @@ def _suppress(
         config: Threshold and limit, and the dialect.
     """
     conventions, groups = config.dialect.boxes, _groups(graph, levels)
-    shift = GroupShift(conventions.nms_shift_limit if len(levels) > 1 else 0)
     candidates = groups.equal(np.arange(len(levels))[:, None]) & is_valid
     return suppress(
         graph,
-        shift_groups(graph, boxes, is_valid, groups, shift).expand_dims(0),
+        shift_groups(graph, boxes, is_valid, groups, GroupShift(conventions.nms_shift_limit)).expand_dims(0),
         candidates.expand_dims(0),
         config.rpn_nms_threshold,
         offset=conventions.offset,

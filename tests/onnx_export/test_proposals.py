@@ -82,7 +82,7 @@ def test_equal_boxes_and_scores(rng, dialect, threshold):
 @pytest.mark.parametrize('dialect', DIALECTS)
 def test_values_that_are_not_finite(rng, dialect):
     """Exponentials overflow without a limit; NaN and infinite logits and deltas occur in networks that overflow."""
-    config = config_of(dialect, rpn_pre_nms=300, rpn_post_nms=300)
+    config = config_of(dialect, rpn_pre_nms=3000, rpn_post_nms=300)
     logits, deltas = outputs_of(
         rng, config, transform_of(config, (64, 101))[0], delta_values=[0, 0, 1, 90, -90, np.nan, np.inf, -np.inf]
     )
@@ -90,13 +90,29 @@ def test_values_that_are_not_finite(rng, dialect):
     check_proposals(config, (64, 101), logits, deltas)
 
 
-@pytest.mark.parametrize('min_size', [0, 8.5, 31, 1000])
+@pytest.mark.parametrize('min_size', [0, 1.25, 3.1, 100])
 @pytest.mark.parametrize('dialect', DIALECTS)
 def test_small_boxes(rng, dialect, min_size):
+    """The factors of ``y`` and ``x`` differ in a letterbox."""
+    size = (7, 5)
     config = config_of(dialect, rpn_pre_nms=600, rpn_post_nms=40, rpn_min_size=min_size)
-    logits, deltas = outputs_of(rng, config, transform_of(config, (64, 101))[0])
-    proposals = check_proposals(config, (64, 101), logits, deltas)
-    assert (len(proposals) > 0) == (min_size < 1000)
+    if config.dialect.rpn.min_size_in_input:
+        config = config.replace(rpn_min_size=min_size * 19)
+    logits, deltas = outputs_of(rng, config, transform_of(config, size)[0])
+    assert (len(check_proposals(config, size, logits, deltas)) > 0) == (min_size < 100)
+
+
+def test_proposals_with_a_centre_outside(rng):
+    """With an offset, the centre of an empty box at the border of continuous coordinates is half a pixel outside."""
+    config = config_of('detectron', rpn_pre_nms=600)
+    transform, _ = transform_of(config, (64, 101))
+    logits, deltas = outputs_of(rng, config, transform, delta_values=[0, 0, 9])
+    counts = []
+    for require_centre_inside in (False, True):
+        rpn = {'require_centre_inside': require_centre_inside}
+        changed = config.replace(dialect=config.dialect.replace(boxes={'clip_offset': 0.0}, rpn=rpn))
+        counts.append(len(check_proposals(changed, (64, 101), logits, deltas)))
+    assert counts[0] > counts[1] > 0
 
 
 @pytest.mark.parametrize('changes', [{'clip_to_image': True}, {'min_size_in_input': True, 'min_size_inclusive': False}])
