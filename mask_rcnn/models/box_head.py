@@ -185,6 +185,9 @@ class Res5BoxHead(BoxHead):
         strides: Input pixels per location of the feature map, a sequence of one value.
         config (mask_rcnn.config.Config): ``n_fg_class``, ``norm``, ``roi_*``, ``sampling_ratio``, thresholds and the
             dialect.
+
+    Attributes:
+        average_size (int): Height and width of the window of bins that :meth:`forward` averages.
     """
 
     out_channels = 2048
@@ -197,7 +200,7 @@ class Res5BoxHead(BoxHead):
         bin_step = 1 if self._stride_in_3x3 else stride
         self.pool = RoIPooling(strides, config.roi_size, config=config, bin_step=bin_step)
         n_class = config.n_fg_class + 1
-        self._average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
+        self.average_size = config.roi_size // 2 if config.dialect.rois.average_half_window else 7
         with self.init_scope():
             width = grouped_width(config.backbone, self.out_channels)
             self.res5 = ResNetStage(
@@ -238,8 +241,8 @@ class Res5BoxHead(BoxHead):
             tuple: Logits ``(R, 1 + C)`` and deltas ``(R, 4 * (1 + C))``, both :class:`chainer.Variable`.  Class 0 is
             the background; each class has ``(dy, dx, dh, dw)``.
         """
-        if self._average_size < 7:
-            roi_features = roi_features[:, :, : self._average_size, : self._average_size]
+        if self.average_size < 7:
+            roi_features = roi_features[:, :, : self.average_size, : self.average_size]
         return output_layers(global_average_pooling_2d(roi_features), self.score, self.delta)
 
 

@@ -109,10 +109,10 @@ def upsample_bilinear_2x(x, *, border='zero'):
         return chainer.as_variable(y)
     n, k, height, width = x.shape
     xp = get_array_module(x)
-    weight = cached(_bilinear_weight, xp, x.dtype)
+    weight = cached(bilinear_weight, xp, x.dtype)
     y = F.deconvolution_2d(F.reshape(x, (n * k, 1, height, width)), weight, stride=2, pad=1)
     if border == 'repeat':
-        y = y * cached(_border_factors, xp, x.dtype, height, width)
+        y = y * cached(border_factors, xp, x.dtype, height, width)
     return F.reshape(y, (n, k, 2 * height, 2 * width))
 
 
@@ -130,13 +130,13 @@ def _interpolate(x, axis, border):
     return y
 
 
-def _bilinear_weight(xp, dtype):
+def bilinear_weight(xp, dtype):
     """Return the weight ``(1, 1, 4, 4)`` of :func:`upsample_bilinear_2x`."""
     row = np.array([0.25, 0.75, 0.75, 0.25], dtype)
     return xp.asarray(np.outer(row, row)[None, None])
 
 
-def _border_factors(xp, dtype, height, width):
+def border_factors(xp, dtype, height, width):
     """Return the reciprocals ``(1, 1, 2 * height, 2 * width)`` of the weights' sums inside the maps.
 
     At the border, bilinear interpolation between zeros and the border becomes the border itself.

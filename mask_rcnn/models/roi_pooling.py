@@ -18,7 +18,7 @@ from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
 from mask_rcnn.ops.runtime.array import get_array_module
 
 #: A RoI of ``roi_canonical_size`` belongs to the feature map of stride 2 ** 4 (Lin et al. 2017, section 4.2).
-_CANONICAL_LEVEL = 4
+CANONICAL_LEVEL = 4
 
 
 class RoIPooling:
@@ -155,7 +155,7 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
             rois,
             len(strides),
             canonical_size=canonical_size,
-            canonical_level=_CANONICAL_LEVEL,
+            canonical_level=CANONICAL_LEVEL,
             first_level=math.log2(strides[0]),
             offset=dialect.boxes.offset,
             epsilon=dialect.rois.level_epsilon,
@@ -165,7 +165,7 @@ def assign_levels(rois, strides, *, canonical_size: float, dialect: Dialect):
     sides = rois[:, 2:] - rois[:, :2] + rois.dtype.type(dialect.boxes.offset)
     with np.errstate(divide='ignore', invalid='ignore'):  # degenerate and padding RoIs may get any level
         sizes = xp.sqrt(sides[:, 0] * sides[:, 1])
-        levels = _CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.rois.level_epsilon)
+        levels = CANONICAL_LEVEL + xp.log2(sizes / canonical_size + dialect.rois.level_epsilon)
         levels += rois.dtype.type(dialect.rois.level_bias)
         levels = xp.rint(levels) if dialect.rois.level_rounding == 'nearest' else xp.floor(levels)
         levels = xp.fmax(levels - math.log2(strides[0]), 0)  # 0 for NaN
