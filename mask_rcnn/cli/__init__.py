@@ -23,6 +23,7 @@ COMMANDS = {
     'demo': 'detect objects in images; write pictures and COCO results',
     'serve': 'detect objects over HTTP, with a page for the browser',
     'convert': 'convert weights of Detectron, torchvision, detectron2, Matterport and others to .npz, and back',
+    'export': 'export a model as one ONNX file, from the image to the detections',
     'info': 'describe a weight file',
     'data': 'import, check, describe, show and split your own data',
     'inspect': 'show every step of a detection, the training targets, or the weights of a file',

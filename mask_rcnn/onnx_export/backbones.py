@@ -44,7 +44,7 @@ def _pyramid(x: Tensor, fpn: FPN) -> list[Tensor]:
 
 def _stages(x: Tensor, backbone: Backbone) -> list[Tensor]:
     """Return the outputs of a backbone's stages that it returns."""
-    names = {id(child): child.name for child in backbone.children()}
+    names = {id(child): str(child.name) for child in backbone.children()}
     features = []
     for number, stage in enumerate(backbone.stages, start=1):
         with x.graph.scope(names[id(stage)]):

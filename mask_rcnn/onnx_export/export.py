@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chainer
 import numpy as np
 import onnx
 
@@ -67,7 +68,7 @@ def export_model(model: MaskRCNN) -> onnx.ModelProto:
     Raises:
         TooLargeError: The weights have more than 2 GB.
     """
-    n_bytes = sum(parameter.array.nbytes for parameter in model.params())
+    n_bytes = sum(array.nbytes for array in map(chainer.as_array, model.params()))
     if n_bytes > _MAX_SIZE - _MAX_STRUCTURE:
         raise TooLargeError(
             f'an ONNX file contains at most 2 GB (the limit of protobuf), and the weights have {n_bytes / 1e9:.1f} GB'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -121,8 +122,9 @@ def predict_masks(
         if isinstance(box_head, Res5BoxHead):
             h = _res5_features(features, rois, box_head)
         else:
+            pooling: Any = head.pool  # not a function of the box head
             with graph.scope('pool'):
-                h = pool_rois(features, rois, head.pool)
+                h = pool_rois(features, rois, pooling)
         for name in (f'conv{i}' for i in range(1, head.n_conv + 1)):
             with graph.scope(name):
                 h = relu(convolve(h, head[name]))
@@ -137,10 +139,11 @@ def predict_masks(
 def _class_masks(h: Tensor, labels: Tensor, head: MaskHead) -> Tensor:
     """Apply the row of the last layer's weight that belongs to the class of each RoI, and the sigmoid function."""
     graph = h.graph
-    score = head.score.W.array, head.score.b.array
-    weight, bias = (parameter.reshape(head.score.out_channels, 1, -1) for parameter in parameters(graph, *score))
+    score: Any = head.score
+    weight, bias = (array.reshape(head.config.n_fg_class, 1, -1) for array in (score.W.array, score.b.array))
+    weights, biases = (tensor.take(labels) for tensor in parameters(graph, weight, bias))
     pixels = h.reshape(h.size(0), h.size(1), -1)
-    logits = weight.take(labels) @ pixels + bias.take(labels)
+    logits = weights @ pixels + biases
     return graph.op('Sigmoid', logits.reshape(h.size(0), h.size(2), h.size(3)))
 
 
@@ -181,6 +184,5 @@ def upsample_bilinear_2x(x: Tensor, n_maps: int, height: int, width: int, *, bor
     """
     graph = x.graph
     weight = graph.constant(np.repeat(bilinear_weight(np, np.float32), n_maps, axis=0))
-    options = {'kernel_shape': [4, 4], 'strides': [2, 2], 'pads': [1] * 4, 'group': n_maps}
-    y = graph.op('ConvTranspose', x, weight, **options)
+    y = graph.op('ConvTranspose', x, weight, kernel_shape=[4, 4], strides=[2, 2], pads=[1] * 4, group=n_maps)
     return y * border_factors(np, np.float32, height, width) if border == 'repeat' else y

@@ -36,7 +36,8 @@ def convolve(x: Tensor, layer: Any, *, same_pad: bool = False, depthwise: bool =
     if isinstance(layer.norm, GroupNormalization):
         return group_norm(_convolve(x, link.W.array, None, attributes), layer.norm)
     with chainer.using_config('train', False):
-        return _convolve(x, *layer.fold(), attributes)
+        weight, bias = layer.fold()
+    return _convolve(x, weight, bias, attributes)
 
 
 def _convolve(x: Tensor, weight: Any, bias: Any, attributes: dict[str, Any]) -> Tensor:

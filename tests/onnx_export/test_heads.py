@@ -1,5 +1,7 @@
 """Extractors, RPN and heads of ONNX graphs in ONNX Runtime, compared with the links that they are made from."""
 
+import itertools
+
 import chainer
 import numpy as np
 import pytest
@@ -72,7 +74,7 @@ def test_extractor(model, image, features):
 
 def test_rpn(model, features):
     logits, deltas = model.rpn(features)
-    found = run_graph(lambda graph, *maps: sum(predict_anchors(maps, model.rpn), []), *features)
+    found = run_graph(lambda graph, *maps: itertools.chain(*predict_anchors(maps, model.rpn)), *features)
     compare(found, [*logits, *deltas])
 
 
