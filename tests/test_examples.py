@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn.cli import convert
+from mask_rcnn.cli import convert, export
 from mask_rcnn.config import DENA, DETECTRON, TORCHVISION
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.save import save
@@ -73,7 +73,20 @@ def test_the_example_of_a_conversion(tmp_path, monkeypatch):
     assert names['model'].state_dict()['roi_heads.box_predictor.cls_score.bias'].tolist() == [0, 1, 2, 3]
 
 
+def test_the_example_of_an_onnx_file(root, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('onnxruntime')
+    monkeypatch.chdir(tmp_path)
+    picture = RichShapesDataset(1, size=256, seed=7)[0].image.transpose(1, 2, 0).astype('uint8')
+    Image.fromarray(picture).save('photo.jpg', quality=95)
+    assert export.main([str(root / BUNDLED), '--onnx', 'shapes.onnx']) == 0
+    capsys.readouterr()
+    for code in code_blocks('docs/onnx.md'):
+        exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 3 and all(re.fullmatch(r'\w+ [01]\.\d\d \[.*\], \d+ pixels', line) for line in lines)
+
+
 def test_all_documents_with_examples_are_tested():
     documents = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
     with_code = {path.relative_to(ROOT).as_posix() for path in documents if code_blocks(path)}
-    assert with_code == {'README.md', 'docs/conversion.md', 'docs/your-own-data.md'}
+    assert with_code == {'README.md', 'docs/conversion.md', 'docs/onnx.md', 'docs/your-own-data.md'}
