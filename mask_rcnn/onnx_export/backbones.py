@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mask_rcnn.models.backbones.fpn import FPN
@@ -75,17 +76,25 @@ def resnet_stage(x: Tensor, stage: ResNetStage) -> Tensor:
     """Return the output of a ResNet's stage."""
     for i in range(stage.n_blocks):
         with x.graph.scope(f'block{i}'):
-            x = _bottleneck(x, stage[f'block{i}'])
+            x = bottleneck(x, stage[f'block{i}'])
     return x
 
 
-def _bottleneck(x: Tensor, block: Bottleneck) -> Tensor:
-    graph, h = x.graph, x
-    for name in ('conv1', 'conv2', 'conv3'):
-        with graph.scope(name):
-            h = convolve(h, block[name])
-            if name != 'conv3':
-                h = relu(h)
+def bottleneck(x: Tensor, block: Bottleneck, before_conv2: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return the output of a block of a ResNet.
+
+    Args:
+        x: ``(N, C, H, W)`` float32.
+        block: The link.
+        before_conv2: Applied to the input of the 3x3 convolution.
+    """
+    graph = x.graph
+    with graph.scope('conv1'):
+        h = relu(convolve(x, block.conv1))
+    with graph.scope('conv2'):
+        h = relu(convolve(h if before_conv2 is None else before_conv2(h), block.conv2))
+    with graph.scope('conv3'):
+        h = convolve(h, block.conv3)
     with graph.scope('shortcut'):
         residual = convolve(x, block.shortcut) if block.project else x
         return relu(h + residual)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy as np
 from mask_rcnn.models.box_head import BoxHead, LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.keypoint_head import KeypointHead, bilinear_weight, border_factors
 from mask_rcnn.models.mask_head import MaskHead
+from mask_rcnn.models.norms import GroupNormalization
 from mask_rcnn.models.rpn import RPN
-from mask_rcnn.onnx_export.backbones import resnet_stage
+from mask_rcnn.onnx_export.backbones import bottleneck, resnet_stage
 from mask_rcnn.onnx_export.graph import Tensor
+from mask_rcnn.onnx_export.joined_rois import convolve_joined
 from mask_rcnn.onnx_export.layers import convolve, deconvolve, linear, parameters, relu
 from mask_rcnn.onnx_export.roi_pooling import pool_rois, run_in_chunks
 
@@ -75,7 +77,27 @@ def _res5_features(features: Sequence[Tensor], rois: Tensor, head: Res5BoxHead) 
     with rois.graph.scope('pool'):
         pooled = pool_rois(features, rois, head.pool)
     with rois.graph.scope('res5'):
-        return resnet_stage(pooled, head.res5)
+        return _res5(pooled, head)
+
+
+def _res5(x: Tensor, head: Res5BoxHead) -> Tensor:
+    """Apply res5 to pooled RoIs."""
+    graph, stage = x.graph, head.res5
+    blocks = [(f'block{i}', stage[f'block{i}']) for i in range(stage.n_blocks)]
+    if isinstance(stage.block0.conv1.norm, GroupNormalization):
+        return resnet_stage(x, stage)
+    if head.pool.bin_step < head.config.roi_size // 7:  # the first block has a stride of 2
+        with graph.scope('block0'):
+            x = bottleneck(x, stage.block0)
+        blocks = blocks[1:]
+
+    def layers(h: Tensor, clear_gaps: Callable[[Tensor], Tensor]) -> Tensor:
+        for name, block in blocks:
+            with graph.scope(name):
+                h = bottleneck(h, block, clear_gaps)
+        return h
+
+    return convolve_joined(x, 7, layers)
 
 
 def _res5_average(features: Sequence[Tensor], rois: Tensor, head: Res5BoxHead) -> Tensor:

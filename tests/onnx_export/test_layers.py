@@ -10,7 +10,9 @@ from mask_rcnn.models.backbones.mobilenet_v1 import DepthwiseConvNorm, ReLU6Conv
 from mask_rcnn.models.backbones.resnet import ResNetStage, Stem
 from mask_rcnn.models.keypoint_head import upsample_bilinear_2x
 from mask_rcnn.models.layers import ConvNorm, Convolution2D, Deconvolution2D, Linear
+from mask_rcnn.models.norms import GroupNormalization
 from mask_rcnn.onnx_export import backbones, heads, layers
+from mask_rcnn.onnx_export.joined_rois import convolve_joined
 from tests.support.onnx_graphs import build, run_graph
 
 X = np.random.default_rng(0).standard_normal((2, 8, 13, 18)).astype(np.float32)
@@ -104,3 +106,23 @@ def test_upsampling(border):
         lambda x: heads.upsample_bilinear_2x(x, 8, 13, 18, border=border), upsample_bilinear_2x(X, border=border), X
     )
     compare(layers.upsample_nearest_2x, X.repeat(2, axis=2).repeat(2, axis=3), X)
+
+
+def test_the_sums_of_group_normalisation_are_precise():
+    """The sum of all values in single precision would give differences of 1.4e-4."""
+    x = np.random.default_rng(3).normal(3, 1, (1, 32, 320, 320)).astype(np.float32)
+    norm = GroupNormalization(32, groups=2)
+    (found,) = run_graph(lambda graph, x: layers.group_norm(x, norm), x)
+    np.testing.assert_allclose(found, norm(x).array, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_convolution_of_joined_rois(count):
+    """The padding of each RoI is zero, also after a layer with a bias."""
+    links = [randomize(Convolution2D(8, 8, 3, pad=1)) for _ in range(2)]
+    rois = np.random.default_rng(4).standard_normal((count, 8, 5, 6)).astype(np.float32)
+
+    def convolve(x, clear_gaps):
+        return layers.convolve(clear_gaps(layers.convolve(x, links[0])), links[1])
+
+    compare(lambda x: convolve_joined(x, 5, convolve), links[1](links[0](rois)), rois)
