@@ -28,7 +28,7 @@ MODELS = {
     'c4 of detectron2': lambda: shallow_model('resnet50', dialect=DETECTRON2),
     'c4 of dena': lambda: shallow_model('resnet50', dialect=DENA, roi_size=7, roi_align=False),
 }
-FAST = 'mobilenet', 'resnet50_fpn_gn'
+FAST = ('mobilenet',)
 
 
 @pytest.fixture(scope='module', params=[pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in MODELS])

@@ -109,11 +109,11 @@ def test_upsampling(border):
 
 
 def test_the_sums_of_group_normalisation_are_precise():
-    """The sum of all values in single precision would give differences of 1.4e-4."""
-    x = np.random.default_rng(3).normal(3, 1, (1, 32, 320, 320)).astype(np.float32)
-    norm = GroupNormalization(32, groups=2)
+    """The sum of all values in single precision would give differences of 2e-5."""
+    x = np.random.default_rng(3).normal(3, 1, (1, 8, 256, 256)).astype(np.float32)
+    norm = GroupNormalization(8, groups=1)
     (found,) = run_graph(lambda graph, x: layers.group_norm(x, norm), x)
-    np.testing.assert_allclose(found, norm(x).array, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, norm(x).array, rtol=0, atol=8e-6)
 
 
 @pytest.mark.parametrize('count', [1, 3])
