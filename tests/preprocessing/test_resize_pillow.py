@@ -2,16 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mask_rcnn.ops.images.triangle_filter import WEIGHT_BITS, triangle_filter
 from mask_rcnn.preprocessing.resize_pillow import normalize_pixels, resize_pillow, to_bytes
-
-
-def pillow(pixels, size):
-    """Resize the width, then the height: in one call, the order depends on Pillow's version."""
-    image = Image.fromarray(pixels).resize((size[1], len(pixels)), Image.Resampling.BILINEAR)
-    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+from tests.support.pillow_passes import resize_axes
 
 
 def random_pixels(rng, size):
@@ -42,7 +36,7 @@ def test_bytes_are_those_of_pillow(rng, size_in, size_out):
     pixels = random_pixels(rng, size_in)
     out = resize_pillow(pixels, size_out)
     assert out.dtype == np.uint8
-    np.testing.assert_array_equal(out, pillow(pixels, size_out))
+    np.testing.assert_array_equal(out, resize_axes(pixels, size_out))
 
 
 def test_bytes_of_random_sizes_are_those_of_pillow(rng):
@@ -50,20 +44,20 @@ def test_bytes_of_random_sizes_are_those_of_pillow(rng):
         size_in, size_out = (tuple(rng.randint(1, 200, 2).tolist()) for _ in range(2))
         pixels = random_pixels(rng, size_in)
         np.testing.assert_array_equal(
-            resize_pillow(pixels, size_out), pillow(pixels, size_out), f'{size_in} {size_out}'
+            resize_pillow(pixels, size_out), resize_axes(pixels, size_out), f'{size_in} {size_out}'
         )
 
 
 @pytest.mark.parametrize('size', [(480, 640), (1080, 1920)])
 def test_photo_sizes(rng, size):
     pixels = random_pixels(rng, size)
-    np.testing.assert_array_equal(resize_pillow(pixels, (750, 1333)), pillow(pixels, (750, 1333)))
+    np.testing.assert_array_equal(resize_pillow(pixels, (750, 1333)), resize_axes(pixels, (750, 1333)))
 
 
 def test_views_are_resized(rng):
     pixels = random_pixels(rng, (40, 50))
     for view in (pixels[::-1], pixels[:, :, ::-1], pixels.transpose(1, 0, 2), pixels[3:30, ::2]):
-        np.testing.assert_array_equal(resize_pillow(view, (33, 20)), pillow(np.ascontiguousarray(view), (33, 20)))
+        np.testing.assert_array_equal(resize_pillow(view, (33, 20)), resize_axes(np.ascontiguousarray(view), (33, 20)))
 
 
 def test_a_constant_picture_stays_constant():
