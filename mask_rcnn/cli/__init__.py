@@ -20,7 +20,7 @@ from mask_rcnn.io.console import escape, print_error, protected_streams
 COMMANDS = {
     'train': 'train, fine-tune or resume training on COCO, your own data or generated shapes',
     'evaluate': "evaluate a model with COCO's metrics",
-    'demo': 'detect objects in images; write pictures and COCO results',
+    'demo': 'detect objects in images, videos and cameras; write pictures, videos and results',
     'serve': 'detect objects over HTTP, with a page for the browser',
     'convert': 'convert weights of Detectron, torchvision, detectron2, Matterport and others to .npz, and back',
     'export': 'export a model as one ONNX file, from the image to the detections',
