@@ -16,6 +16,7 @@ from mask_rcnn.models.norms import AffineChannel2D, GroupNormalization, apply_fr
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.conv.affine_channel import scale_output_channels
 from mask_rcnn.ops.conv.convolution import convolution_2d, convolve, deconvolution_2d, deconvolve
+from mask_rcnn.ops.conv.linear import linear
 from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.cache import cached
 from mask_rcnn.ops.runtime.memory_layout import flatten_rows
@@ -123,8 +124,9 @@ class Linear(_WithoutInitialGradient, L.Linear):
         """Map ``(R, C)`` or ``(R, C, H, W)`` to ``(R, O)``, and apply ReLU if ``relu`` is set."""
         path = select_path(x)
         if path == 'cpu':
-            x = flatten_rows(chainer.as_array(x))
-        if path in ('cpu', 'graph'):
+            y = _linear_cpu(x, self)
+            return F.relu(y) if relu else y
+        if path == 'graph':
             y = super().forward(F.reshape(x, (len(x), math.prod(x.shape[1:]))))  # Chainer fails to flatten 0 rows
             return F.relu(y) if relu else y
         chw_shape = x.shape[1:] if _is_channels_last(x) else None
@@ -155,13 +157,20 @@ def output_layers(x, *links: Any) -> tuple[chainer.Variable, ...]:
             cudnn_frontend.convolution_2d(rows, _as_rows(link.W, None), link.b, precision=precision) for link in links
         ]
         return tuple(F.reshape(y, y.shape[:2]) for y in outputs)
-    if path != 'cudnn':
+    if path == 'cpu':
+        return tuple(_linear_cpu(x, link) for link in links)
+    if path == 'graph':
         return tuple(link(x) for link in links)
     weight, bias = cached(_join_links, *(parameter.array for link in links for parameter in (link.W, link.b)))
     rows = _as_rows(chainer.as_array(x), None)
     y = cudnn_frontend.convolve(rows, weight, bias, precision=precision)[:, :, 0, 0]
     ends = np.cumsum([len(link.b) for link in links]).tolist()
     return tuple(chainer.as_variable(y[:, end - len(link.b) : end]) for link, end in zip(links, ends, strict=True))
+
+
+def _linear_cpu(x, link: Any) -> chainer.Variable:
+    """Map ``(R, C)`` or ``(R, C, H, W)`` on the CPU to ``(R, O)`` with a linear link, without backprop."""
+    return chainer.as_variable(linear(flatten_rows(chainer.as_array(x)), link.W.array, _array_of(link.b)))
 
 
 def _join_links(*parameters):
