@@ -278,3 +278,16 @@ def test_ranges_become_smaller(n, threads):
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] <= max(n / threads / 16, 1)
     assert len(ranges) >= min(n, 4 * threads)
+
+
+def test_threads_can_be_limited(monkeypatch):
+    """Processes of one machine share its CPUs."""
+    monkeypatch.setattr(parallel, 'available_cpus', lambda: frozenset({0, 2, 5, 7}))
+    monkeypatch.setattr(parallel, '_max_threads', None)
+    threads = [3]
+    monkeypatch.setattr(parallel, '_openblas_found', [(lambda n: threads.append(n), lambda: threads[-1])])
+    assert parallel.cpu_count() == 4
+    parallel.limit_threads(2)
+    assert parallel.cpu_count() == 2 and threads[-1] == 2
+    parallel.limit_threads(9)
+    assert parallel.cpu_count() == 4 and threads[-1] == 2  # the limit of OPENBLAS_NUM_THREADS stays

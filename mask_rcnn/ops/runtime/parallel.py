@@ -40,6 +40,7 @@ _OPENBLAS_SYMBOLS = tuple(
 _lock = threading.Lock()
 _pool: DaemonThreadPool | None = None
 _worker = threading.local()
+_max_threads: int | None = None
 
 _openblas_found: list[tuple[Callable, Callable] | None] = []
 _openblas_lock = threading.Lock()
@@ -60,11 +61,30 @@ def jit(function: Callable) -> Callable:
     return kernel
 
 
-def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
+def available_cpus() -> frozenset[int]:
+    """Return the numbers of the CPUs on which the operating system lets this process run."""
     if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use; see :func:`limit_threads`."""
+    n_cpus = len(available_cpus())
+    return n_cpus if _max_threads is None else min(n_cpus, _max_threads)
+
+
+def limit_threads(n: int) -> None:
+    """Limit this process to ``n`` threads, because other processes use the other CPUs.
+
+    OpenBLAS gets at most this number as well.
+    """
+    global _max_threads
+    _max_threads = n
+    openblas = _find_openblas()
+    if openblas is not None:
+        set_threads, get_threads = openblas
+        set_threads(min(get_threads(), n))
 
 
 def parallel_for(
