@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +22,7 @@ from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.evaluation.metrics import BOXES, KEYPOINTS, KINDS, MASKS, Kind, Metrics
 from mask_rcnn.evaluation.quiet_pycocotools import COCO, COCOeval
 from mask_rcnn.inference.detections import Detections
+from mask_rcnn.inference.predictor import default_batch_size
 from mask_rcnn.io.atomic_file import FileError, open_for_writing
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
@@ -115,11 +118,15 @@ class COCOEvaluator:
         Raises:
             ValueError: The image is unknown, has another size or was added before, or masks or keypoints are missing.
         """
-        image_id = read_id(image_id.item() if isinstance(image_id, np.generic) else image_id, 'the image id')
-        if image_id not in self._images:
-            raise ValueError(f'image {image_id!r} is not in the ground truth')
-        if image_id in self._results:
-            raise ValueError(f'image {image_id!r} has been added before')
+        self.add_results(image_id, self.convert(image_id, detections))
+
+    def convert(self, image_id: int | str, detections: Detections) -> list[dict]:
+        """Return the detections of one image as results for :meth:`add_results`, of any process's evaluator.
+
+        Raises:
+            ValueError: See :meth:`add`.
+        """
+        image_id = self._read_image_id(image_id)
         if MASKS in self._kinds and not detections.has_masks:
             raise ValueError(f'the detections of image {image_id!r} have no masks')
         if MASKS in self._kinds:
@@ -136,18 +143,24 @@ class COCOEvaluator:
         results = detections.to_coco(image_id)
         for result, label in zip(results, detections.labels.tolist(), strict=True):
             result['category_id'] = self._categories[label]
-        self._results[image_id] = results
+        return results
 
-    def partial_results(self) -> dict[int | str, list[dict]]:
-        """Return the results by image, for :meth:`merge` of another process's evaluator."""
-        return self._results
+    def add_results(self, image_id: int | str, results: list[dict]) -> None:
+        """Add the results of one image; see :meth:`convert`.
 
-    def merge(self, parts: Iterable[dict[int | str, list[dict]]]) -> None:
-        """Replace the results with those of several evaluators of disjoint images."""
-        merged = {image_id: results for part in parts for image_id, results in part.items()}
-        self._results = {
-            image['id']: merged[image['id']] for image in self._ground_truth['images'] if image['id'] in merged
-        }
+        Raises:
+            ValueError: The image is unknown or was added before.
+        """
+        self._results[self._read_image_id(image_id)] = results
+
+    def _read_image_id(self, image_id: int | str) -> int | str:
+        """Return the id of an image that can be added."""
+        image_id = read_id(image_id.item() if isinstance(image_id, np.generic) else image_id, 'the image id')
+        if image_id not in self._images:
+            raise ValueError(f'image {image_id!r} is not in the ground truth')
+        if image_id in self._results:
+            raise ValueError(f'image {image_id!r} has been added before')
+        return image_id
 
     def results(self) -> list[dict]:
         """Return all detections in COCO's result format, with boxes, masks and keypoints."""
@@ -200,8 +213,9 @@ class COCOEvaluator:
         path = Path(path)
         paths = tuple(path.with_name(f'{path.stem}.{kind.name}.json') for kind in self._kinds)
         for kind, file in zip(self._kinds, paths, strict=True):
+            content = json.dumps(_select_kind(self.results(), kind)).encode('utf-8')  # before the file exists
             with open_for_writing(file) as stream:
-                stream.write(json.dumps(_select_kind(self.results(), kind)).encode('utf-8'))
+                stream.write(content)
         return paths
 
     def _evaluate_kind(self, kind: Kind) -> KindEvaluation:
@@ -242,10 +256,11 @@ class Communicator(Protocol):
     """The interface of :class:`mask_rcnn.training.distributed.Communicator` that an evaluation requires."""
 
     rank: int
-    size: int
 
-    def gather(self, obj: Any) -> list | None:
-        """Return the objects of all processes, by rank, in process 0 and ``None`` in the others."""
+    def map_in_order(
+        self, compute: Callable[[Sequence[int]], Iterator[Any]], n: int, *, block: int = 1
+    ) -> AbstractContextManager[Iterator[Any]]:
+        """Share items among the processes; process 0 gets the results of all in order."""
 
     def broadcast_object(self, obj: Any) -> Any:
         """Return process 0's object."""
@@ -287,7 +302,6 @@ def evaluate_model(
         mask_rcnn.datasets.ImageFileError: An image cannot be read.
         ResultsFileError: ``results_file`` cannot be written; the error contains the metrics.  Only process 0 raises it.
     """
-    rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
     indices = range(len(dataset)) if indices is None else indices
     if len(indices) == 0:
         raise ValueError('there is no image to evaluate')
@@ -301,30 +315,30 @@ def evaluate_model(
         keypoints=model.config.n_keypoint > 0,
         max_detections=max(COCO_LIMIT, model.config.max_detections) if max_detections is None else max_detections,
     )
-    shard = indices[rank::size]
-    pending: deque[int | str] = deque()  # ids of the images whose detections the model has not returned yet
 
-    def images() -> Iterator[np.ndarray]:
-        for i in shard:
-            example = dataset[i]
-            pending.append(example.image_id)
-            yield example.image
+    def detect(positions: Sequence[int]) -> Iterator[tuple[int | str, list[dict]]]:
+        pending: deque[int | str] = deque()  # ids of the images whose detections the model has not returned yet
 
-    with cache_weights():
-        for detections in tqdm(
-            model.iter_detections(images()),
-            desc='evaluating',
-            unit='image',
-            total=len(shard),
-            disable=not progress or rank != 0,
+        def images() -> Iterator[np.ndarray]:
+            for position in positions:
+                example = dataset[indices[position]]
+                pending.append(example.image_id)
+                yield example.image
+
+        for detections in model.iter_detections(images()):
+            image_id = pending.popleft()
+            yield image_id, evaluator.convert(image_id, detections)
+
+    is_main = comm is None or comm.rank == 0
+    with cache_weights(), _share(comm, detect, len(indices), block=default_batch_size(model.device)) as results:
+        for image_id, image_results in tqdm(
+            results, desc='evaluating', unit='image', total=len(indices), disable=not (progress and is_main)
         ):
-            evaluator.add(pending.popleft(), detections)
+            evaluator.add_results(image_id, image_results)
     if comm is None:
         return _finish(evaluator, results_file, evaluate)
-    parts = comm.gather(evaluator.partial_results())
     metrics = error = None
-    if parts is not None:  # process 0
-        evaluator.merge(parts)
+    if is_main:
         try:
             metrics = _finish(evaluator, results_file, evaluate)
         except ResultsFileError as results_error:
@@ -333,6 +347,13 @@ def evaluate_model(
     if error is not None:
         raise error
     return metrics
+
+
+def _share(
+    comm: Communicator | None, compute: Callable[[Sequence[int]], Iterator[Any]], n: int, *, block: int
+) -> AbstractContextManager[Iterator[Any]]:
+    """Share items as :meth:`Communicator.map_in_order` does, also without a communicator."""
+    return contextlib.nullcontext(compute(range(n))) if comm is None else comm.map_in_order(compute, n, block=block)
 
 
 class ResultsFileError(FileError):

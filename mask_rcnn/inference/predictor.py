@@ -137,7 +137,7 @@ class Predictor:
                 before the detections of earlier images of its batch are returned.
         """
         if batch_size is None:
-            batch_size = GPU_BATCH_SIZE if uses_padding(self.network.device) else 1
+            batch_size = default_batch_size(self.network.device)
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, not {batch_size}')
         check_images(images)
@@ -277,6 +277,11 @@ class Predictor:
             paste_device=network.device if padded else None,
         )
         return detections[has_area(boxes)] if drops_empty_boxes(dialect) else detections
+
+
+def default_batch_size(device: chainer.backend.Device) -> int:
+    """Return the batch size of :meth:`Predictor.iter_detections` on a device."""
+    return GPU_BATCH_SIZE if uses_padding(device) else 1
 
 
 def map_to_image(boxes: np.ndarray, transform: ImageTransform, dialect: Dialect) -> np.ndarray:

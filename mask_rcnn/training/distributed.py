@@ -23,7 +23,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -33,7 +34,9 @@ import numpy as np
 from mask_rcnn.compat import patch_chainermn
 from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.ops.runtime.device import cuda_device_count
+from mask_rcnn.ops.runtime.parallel import available_cpus
 from mask_rcnn.ops.runtime.transfer import read_scalars
+from mask_rcnn.training import sharing
 from mask_rcnn.training.failures import describe_error
 from mask_rcnn.weights import WeightFileError, load_arrays
 
@@ -46,6 +49,8 @@ NAMES = ('naive', 'pure_nccl')
 
 #: Environment variables with the number of processes: Open MPI; MPICH and Intel MPI; MVAPICH.
 _SIZE_VARIABLES = ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'MV2_COMM_WORLD_SIZE')
+#: Environment variables with the index of this process.
+_RANK_VARIABLES = ('OMPI_COMM_WORLD_RANK', 'PMI_RANK', 'MV2_COMM_WORLD_RANK')
 
 
 class DistributedError(RuntimeError):
@@ -53,7 +58,16 @@ class DistributedError(RuntimeError):
 
 
 class ProcessError(DistributedError):
-    """Another process has failed; ``str()`` is one line with the number of the process and its error."""
+    """A process has failed; ``str()`` is one line with the number of the process and its error.
+
+    Args:
+        rank: The process.
+        reason: Its error as one line.
+    """
+
+    def __init__(self, rank: int, reason: str):
+        super().__init__(f'process {rank}: {reason}')
+        self.rank, self.reason = rank, reason
 
 
 class Communicator:
@@ -72,6 +86,13 @@ class Communicator:
     size = 1
     intra_rank = 0
     failed_together = False
+
+    def take_notes(self) -> str:
+        """Return the lines about the work that this process has printed since the last call; none by default."""
+        return ''
+
+    def print_notes(self, text: str) -> None:
+        """Print the lines of another process; not at all by default."""
 
     @property
     def is_main(self) -> bool:
@@ -128,8 +149,35 @@ class Communicator:
         """Return process 0's object."""
         return obj
 
+    @contextlib.contextmanager
+    def map_in_order(
+        self, compute: Callable[[Sequence[int]], Iterator[_Result]], n: int, *, block: int = 1
+    ) -> Iterator[Iterator[_Result]]:
+        """Share the items 0 to ``n - 1`` among the processes; process 0 gets the results of all in order.
+
+        Args:
+            compute: Called with the items of this process, in ascending order; yields a result for each.
+            n: Number of items.
+            block: Number of consecutive items for one process.  The value of process 0 holds.
+
+        Yields:
+            iterator: The results in process 0; nothing in the others, which compute when the context ends.
+
+        Raises:
+            ProcessError: In all processes: ``compute`` has failed, for the first of the items that fail.  (In a single
+                process, its error propagates.)
+        """
+        yield compute(range(n))
+
+    def n_cpus(self) -> int:
+        """Return the number of CPUs of this process: those of the machine, divided among the processes on it."""
+        return len(available_cpus())
+
     def barrier(self) -> None:
         """Wait for all processes."""
+
+    def wait(self) -> None:
+        """Wait for all processes without occupying a CPU, for a process that may have to wait long."""
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
@@ -153,7 +201,7 @@ def create_communicator(name: str | None) -> Communicator:
         DistributedError: MPI, mpi4py or NCCL does not work, or the number of started processes contradicts ``name``.
         ValueError: ``name`` is unknown.
     """
-    started = _n_launched()
+    started = n_launched()
     if name is None:
         if started > 1:
             raise DistributedError(
@@ -177,10 +225,19 @@ def create_communicator(name: str | None) -> Communicator:
     return communicator
 
 
-def _n_launched() -> int:
+def n_launched() -> int:
     """Return the number of processes that a launcher started, from its environment variables; 1 without a launcher."""
-    values = [os.environ.get(variable, '') for variable in _SIZE_VARIABLES]
-    return max([int(value) for value in values if value.isdecimal()], default=1)
+    return _read_environment(_SIZE_VARIABLES, 1)
+
+
+def launched_rank() -> int:
+    """Return the index of this process, from a launcher's environment variables; 0 without a launcher."""
+    return _read_environment(_RANK_VARIABLES, 0)
+
+
+def _read_environment(variables: tuple[str, ...], default: int) -> int:
+    values = [os.environ.get(variable, '') for variable in variables]
+    return max([int(value) for value in values if value.isdecimal()], default=default)
 
 
 def _import_chainermn() -> ModuleType:
@@ -257,12 +314,12 @@ class _MPICommunicator(Communicator):
         return any(self._mpi.allgather(bool(flag)))
 
     def agree(self, error: BaseException | None) -> None:
-        lines = self._mpi.allgather(None if error is None else f'process {self.rank}: {describe_error(error)}')
+        lines = self._mpi.allgather(None if error is None else describe_error(error))
         super().agree(error)
-        failures = [line for line in lines if line is not None]
-        if failures:
-            self.failed_together = True
-            raise ProcessError(failures[0])
+        for rank, line in enumerate(lines):
+            if line is not None:
+                self.failed_together = True
+                raise ProcessError(rank, line)
 
     def gather(self, obj: Any) -> list | None:
         return self._mpi.gather(obj)
@@ -271,8 +328,39 @@ class _MPICommunicator(Communicator):
         # ChainerMN's bcast_obj splits objects larger than an MPI message, but does not accept None.
         return self._chainermn.bcast_obj((obj,) if self.is_main else None)[0]
 
+    @contextlib.contextmanager
+    def map_in_order(
+        self, compute: Callable[[Sequence[int]], Iterator[_Result]], n: int, *, block: int = 1
+    ) -> Iterator[Iterator[_Result]]:
+        block = self.broadcast_object(block)
+        results = compute(sharing.indices_of(self.rank, self.size, n, block))
+        try:
+            if not self.is_main:
+                yield iter(())
+                sharing.Sender(self._mpi, self.take_notes).send(results)
+                return
+            receiver = sharing.Receiver(self._mpi, self.size, results, self.print_notes)
+            try:
+                yield receiver.in_order(n, block)
+            except Exception:  # after an interrupt, the others may have ended
+                receiver.finish()
+                raise
+            receiver.finish()
+        except sharing.PartFailedError as error:
+            raise ProcessError(error.rank, str(error)) from error.__cause__
+
+    def n_cpus(self) -> int:
+        from mpi4py import MPI
+
+        cpus = available_cpus()
+        neighbours = self._mpi.Split_type(MPI.COMM_TYPE_SHARED).allgather(cpus)
+        return max(int(sum(Fraction(1, sum(cpu in others for others in neighbours)) for cpu in cpus)), 1)
+
     def barrier(self) -> None:
         self._mpi.barrier()
+
+    def wait(self) -> None:
+        sharing.wait_for(self._mpi.Ibarrier().Test)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
@@ -317,12 +405,23 @@ class _AgreeingCommunicator(Communicator):
         self.rank, self.size, self.intra_rank = communicator.rank, communicator.size, communicator.intra_rank
 
     def gather(self, obj: Any) -> list | None:
-        self._communicator.agree(None)
+        _agree_without_haste(self._communicator, None)
         return self._communicator.gather(obj)
 
     def broadcast_object(self, obj: Any) -> Any:
-        self._communicator.agree(None)
+        _agree_without_haste(self._communicator, None)
         return self._communicator.broadcast_object(obj)
+
+    @contextlib.contextmanager
+    def map_in_order(
+        self, compute: Callable[[Sequence[int]], Iterator[_Result]], n: int, *, block: int = 1
+    ) -> Iterator[Iterator[_Result]]:
+        _agree_without_haste(self._communicator, None)
+        with self._communicator.map_in_order(compute, n, block=block) as results:
+            yield results
+
+    def barrier(self) -> None:
+        _agree_without_haste(self._communicator, None)
 
 
 def run_together(communicator: Communicator, action: Callable[[Communicator], _Result]) -> _Result:
@@ -330,8 +429,8 @@ def run_together(communicator: Communicator, action: Callable[[Communicator], _R
 
     Args:
         communicator: The communicator.
-        action: Called with a communicator that has :meth:`Communicator.gather` and
-            :meth:`Communicator.broadcast_object`.
+        action: Called with a communicator that has :meth:`Communicator.gather`, :meth:`Communicator.broadcast_object`,
+            :meth:`Communicator.map_in_order` and :meth:`Communicator.barrier`.
 
     Raises:
         ProcessError: The action has failed in any of several processes.  (In a single process, its error propagates.)
@@ -339,18 +438,37 @@ def run_together(communicator: Communicator, action: Callable[[Communicator], _R
     if communicator.size == 1:
         return action(communicator)
     try:
+        return fail_together(communicator, action)
+    except ProcessError:
+        raise
+    except Exception as error:
+        raise ProcessError(communicator.rank, describe_error(error)) from error
+
+
+def fail_together(communicator: Communicator, action: Callable[[Communicator], _Result]) -> _Result:
+    """Return the result of an action; see :func:`run_together`.
+
+    Raises:
+        ProcessError: The action has failed in another process.
+        Exception: It has failed in this one.
+    """
+    try:
         try:
             result = action(_AgreeingCommunicator(communicator))
         except ProcessError:
             raise
         except Exception as error:
-            with contextlib.suppress(type(error)):
-                communicator.agree(error)
-            raise ProcessError(f'process {communicator.rank}: {describe_error(error)}') from error
-        communicator.agree(None)
+            _agree_without_haste(communicator, error)
+            raise
+        _agree_without_haste(communicator, None)
         return result
     finally:
         communicator.failed_together = False  # the run goes on
+
+
+def _agree_without_haste(communicator: Communicator, error: Exception | None) -> None:
+    communicator.wait()
+    communicator.agree(error)
 
 
 class _Parameters:

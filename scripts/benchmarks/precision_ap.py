@@ -76,7 +76,8 @@ def agreement(truth: list[dict], found: list[dict], dataset, *, min_score: float
     by_image: dict[int | str, list[dict]] = {image['id']: [] for image in content['images']}
     for result in filter(_has_mask_or_none, found):
         by_image[result['image_id']].append(result)
-    evaluator.merge([by_image])
+    for image_id, results in by_image.items():
+        evaluator.add_results(image_id, results)
     return evaluator.evaluate()
 
 

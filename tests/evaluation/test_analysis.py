@@ -330,18 +330,6 @@ def test_an_evaluation_without_images_is_refused():
         analyse(evaluator)
 
 
-def test_merged_evaluations_are_analysed_like_one(rng):
-    objects, detections = random_case(rng)
-    whole = analyse(box_evaluator(objects, detections, n_classes=3, n_images=12))
-    evaluator = box_evaluator(objects, detections, n_classes=3, n_images=12)
-    parts = evaluator.partial_results()
-    odd, even = ({i: r for i, r in parts.items() if i % 2 == k} for k in (1, 0))
-    evaluator.merge([odd, even])
-    merged = analyse(evaluator)
-    assert merged.metrics == whole.metrics and merged.kinds[0].costs == whole.kinds[0].costs
-    assert [image.image_id for image in merged.worst_images] == [image.image_id for image in whole.worst_images]
-
-
 def test_categories_in_another_order(rng):
     """The classes keep their order whatever their ids are."""
     case = random_case(rng)

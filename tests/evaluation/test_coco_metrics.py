@@ -1,5 +1,7 @@
 """COCO's metrics for boxes and masks, and the evaluation of a model."""
 
+import contextlib
+import itertools
 import json
 import logging
 import sys
@@ -257,20 +259,18 @@ def test_false_positives_in_an_image_without_objects_count():
     assert metrics.box_ap_per_class == pytest.approx((0.5,))
 
 
-def test_false_positives_in_an_image_without_objects_count_after_a_merge():
+def test_false_positives_in_an_image_without_objects_count_from_another_evaluator():
     first, second = square_evaluator([1, 0]), square_evaluator([1, 0])
     first.add(1, squares(1, 0.5))
-    second.add(2, squares(1, 0.9))
-    first.merge([first.partial_results(), second.partial_results()])
+    first.add_results(2, second.convert(2, squares(1, 0.9)))
     assert first.evaluate().boxes[0] == pytest.approx(0.5)
 
 
-def test_objects_in_an_image_without_detections_count_after_a_merge():
+def test_objects_in_an_image_without_detections_count_from_another_evaluator():
     """One of two objects is found: precision is 1 at the 51 recalls up to 1/2, and 0 at the other 50."""
     first, second = square_evaluator([1, 1]), square_evaluator([1, 1])
     first.add(1, squares(1, 0.9))
-    second.add(2, squares(0, 0.9))
-    first.merge([first.partial_results(), second.partial_results()])
+    first.add_results(2, second.convert(2, squares(0, 0.9)))
     assert first.evaluate().boxes[0] == pytest.approx(51 / 101)
 
 
@@ -458,9 +458,14 @@ class FakeCommunicator:
     def __init__(self, rank, shared):
         self.rank, self._shared = rank, shared
 
-    def gather(self, value):
-        self._shared.append(value)
-        return self._shared[::-1] if self.rank == 0 else None
+    @contextlib.contextmanager
+    def map_in_order(self, compute, n, *, block):
+        assert block == 1  # on the CPU
+        results = list(compute(range(self.rank, n, 2)))
+        if self.rank == 1:
+            self._shared.extend(results)
+        pairs = itertools.zip_longest(results, self._shared)
+        yield iter([result for pair in pairs for result in pair if result is not None] if self.rank == 0 else [])
 
     def broadcast_object(self, value):
         return value

@@ -1,12 +1,20 @@
 """The launcher of several processes."""
 
 import importlib.util
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.support.environment import subprocess_environment
+
+#: Seconds after which the processes count as hanging (they need three on an idle machine).
+_TIMEOUT = 300
 
 
 def mpiexec_command():
@@ -19,3 +27,42 @@ def mpiexec_command():
     if not any(name in version for name in ('Open MPI', 'PRRTE', 'OpenRTE')):
         pytest.skip('needs the mpiexec of Open MPI')
     return [program, '--allow-run-as-root', '--oversubscribe', '--bind-to', 'none']
+
+
+def run_processes(
+    arguments: Sequence[str],
+    root: Path,
+    n_processes: int,
+    *,
+    meanwhile: Callable[[subprocess.Popen], object] = lambda launcher: None,
+    **changes: object,
+) -> subprocess.CompletedProcess:
+    """Run Python in several processes; return the completed launcher, with what they have printed.
+
+    Args:
+        arguments: The arguments of Python.
+        root: The folder of the package.
+        n_processes: The number of processes.
+        meanwhile: Called with the launcher after its start.
+        changes: More arguments of ``Popen``.
+    """
+    # Open MPI's sockets need short paths.
+    environment = subprocess_environment(root, OMP_NUM_THREADS='1', TMPDIR='/tmp')
+    command = [*mpiexec_command(), '-n', str(n_processes), sys.executable, *arguments]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes, **changes) as launcher:
+        try:
+            meanwhile(launcher)
+            output, errors = launcher.communicate(timeout=_TIMEOUT)
+        except BaseException as error:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            launcher.communicate()
+            pytest.fail(f'{arguments}: the processes hang')
+    return subprocess.CompletedProcess(command, launcher.returncode, output, errors)
+
+
+def lines_of_program(errors: str) -> list[str]:
+    """Return the lines of the standard error without those of the launcher, which follow a line of hyphens."""
+    return [line for line in errors.split('-' * 60)[0].splitlines() if line]

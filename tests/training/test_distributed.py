@@ -1,9 +1,6 @@
 """Several processes: gradients and values are averaged, and a failing process ends the others."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 
 import chainer.links as L
@@ -14,29 +11,12 @@ from mask_rcnn.inference.save import collect_arrays
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.training.distributed import Communicator, DistributedError, _MPICommunicator, create_communicator
 from tests.support import distributed_cases
-from tests.support.environment import subprocess_environment
-from tests.support.mpi import mpiexec_command
-
-#: Seconds after which the processes count as hanging (they need three on an idle machine).
-_TIMEOUT = 300
+from tests.support.mpi import run_processes
 
 
 def launch(cases, folder, root, n_processes=2):
     """Run cases of distributed_cases.py in several processes; return the completed launcher."""
-    # Open MPI's sockets need short paths.
-    environment = subprocess_environment(root, OMP_NUM_THREADS='1', TMPDIR='/tmp')
-    program = [sys.executable, distributed_cases.__file__, ','.join(cases), str(folder)]
-    command = [*mpiexec_command(), '-n', str(n_processes), *program]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    try:
-        output, errors = process.communicate(timeout=_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        pytest.fail(f'{cases}: the processes hang')
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    return run_processes([distributed_cases.__file__, ','.join(cases), str(folder)], root, n_processes)
 
 
 @pytest.fixture

@@ -304,6 +304,7 @@ class Processes:
             allgather=lambda obj: self.allgather(obj, rank),
             gather=lambda obj: self.gather(obj, rank),
             barrier=self.barrier.wait,
+            Ibarrier=lambda: SimpleNamespace(Test=lambda: self.barrier.wait() >= 0),
         )
         communicator.broadcast_object = lambda obj: self.allgather(obj, rank)[0]
         return communicator
