@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import mask_rcnn
-from mask_rcnn.cli.command import UsageError, parse_command_line, run_and_report_errors
+from mask_rcnn.cli.command import UsageError, parse_command_line
 from mask_rcnn.cli.dataset_options import (
     GENERATED,
     Dataset,
@@ -31,11 +31,11 @@ from mask_rcnn.cli.options import (
     add_precision,
     add_roi_options,
     check_precision,
-    choose_device,
     limit_changes,
     roi_changes,
 )
 from mask_rcnn.cli.outputs import check_can_write, check_report, refuse_inputs
+from mask_rcnn.cli.processes import choose_shared_device, quiet_unless_main, run_shared
 from mask_rcnn.datasets.coco import AnnotationFileError
 from mask_rcnn.evaluation.coco import COCOEvaluator, Metrics, ResultsFileError, evaluate_model
 from mask_rcnn.io.atomic_file import FileError, check_writable_folder, open_for_writing, removing_empty_folder
@@ -90,24 +90,28 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: s
 
     See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
     """
-    args = parse_command_line(partial(configure, folder=folder), argv, prog)
     errors = WeightFileError, AnnotationFileError, ImageFileError, FolderInUseError
-    return run_and_report_errors(partial(run, args), errors)
+    with quiet_unless_main():
+        args = parse_command_line(partial(configure, folder=folder), argv, prog)
+        return run_shared(partial(run, args), errors)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Evaluate a model; returns the exit status 0."""
+def run(args: argparse.Namespace, communicator: Communicator) -> int:
+    """Evaluate a model in all processes; returns the exit status 0."""
     data = DatasetArguments.from_namespace(args)
     inputs = [('the file of --modelfile', args.modelfile), *annotation_inputs(data)]
-    with reserved_folder(args.out, inputs):
-        if args.report is not None:  # it may be in the folder, which exists now
-            check_report('--report', args.report, inputs)
-        _evaluate(args, data)
+    with contextlib.ExitStack() as stack:
+        if communicator.is_main:
+            stack.enter_context(reserved_folder(args.out, inputs))
+            if args.report is not None:  # it may be in the folder, which exists now
+                check_report('--report', args.report, inputs)
+        communicator.barrier()
+        _evaluate(args, data, communicator)
     return 0
 
 
-def _evaluate(args: argparse.Namespace, data: DatasetArguments) -> None:
-    gpu = choose_device(args.gpu)
+def _evaluate(args: argparse.Namespace, data: DatasetArguments, communicator: Communicator) -> None:
+    gpu = choose_shared_device(args.gpu, communicator)
     check_precision(args.precision, gpu)
     try:
         model = mask_rcnn.load(
@@ -125,7 +129,15 @@ def _evaluate(args: argparse.Namespace, data: DatasetArguments) -> None:
     dataset, title = open_evaluation_data(data, model)
     report = None if args.report is None else _make_report(args, model, title)
     with using_precision(args.precision):
-        evaluate_to_folder(model, dataset, args.out, name=title, max_detections=args.max_detections, report=report)
+        evaluate_to_folder(
+            model,
+            dataset,
+            args.out,
+            name=title,
+            communicator=communicator,
+            max_detections=args.max_detections,
+            report=report,
+        )
 
 
 def _make_report(args: argparse.Namespace, model: MaskRCNN, dataset_name: str) -> EvaluationReport:
@@ -316,5 +328,6 @@ def _write_metrics(metrics: Metrics, path: Path) -> None:
         class_name: {f'{kind}/AP': aps[i] for kind, aps in kinds.items()}
         for i, class_name in enumerate(metrics.class_names)
     }
+    content = json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode()
     with open_for_writing(path) as file:
-        file.write(json.dumps({**metrics.summary(), 'classes': per_class}, indent=1).encode())
+        file.write(content)
