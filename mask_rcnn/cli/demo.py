@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,17 +12,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mask_rcnn.cli.command import UsageError, flag, parse_command_line, run_and_report_errors
+from mask_rcnn.cli.command import UsageError, flag, parse_command_line
 from mask_rcnn.cli.demo_annotations import is_folder
 from mask_rcnn.cli.demo_jobs import Job, detect_frames
 from mask_rcnn.cli.demo_options import configure
 from mask_rcnn.cli.demo_outputs import check_outputs, choose_outputs, open_annotations
 from mask_rcnn.cli.demo_results import Results, open_results
-from mask_rcnn.cli.demo_sources import SOURCE_ERRORS, find_sources
+from mask_rcnn.cli.demo_sharing import Outcome, check_can_share, check_sources, compute_outcomes
+from mask_rcnn.cli.demo_sources import SOURCE_ERRORS, FoundSources, find_sources
 from mask_rcnn.cli.demo_writer import FrameWriter
 from mask_rcnn.cli.network_options import check_modelfile, load_network
-from mask_rcnn.cli.options import check_precision, choose_device
+from mask_rcnn.cli.options import check_precision
+from mask_rcnn.cli.processes import Terminated, choose_shared_device, quiet_unless_main, run_shared
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
+from mask_rcnn.inference.predictor import default_batch_size
 from mask_rcnn.io.atomic_file import created_folders
 from mask_rcnn.io.console import progress_bar
 from mask_rcnn.media.pipeline import OrderedWriter, ReadAhead
@@ -33,6 +35,8 @@ from mask_rcnn.media.window import NoWindowError, Window
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
+from mask_rcnn.ops.runtime.parallel import cpu_count
+from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.visualization import load_font
 from mask_rcnn.weights import WeightFileError
 
@@ -47,42 +51,62 @@ def main(argv: Sequence[str] | None = None, folder: Path = Path('modelfiles'), *
 
     See :func:`configure` and :func:`mask_rcnn.cli.command.parse_command_line` for the arguments.
     """
-    args = parse_command_line(partial(configure, folder=folder), argv, prog)
-    return run_and_report_errors(partial(run, args), (WeightFileError, *SOURCE_ERRORS))
+    with quiet_unless_main():
+        args = parse_command_line(partial(configure, folder=folder), argv, prog)
+        return run_shared(partial(run, args), (WeightFileError, *SOURCE_ERRORS))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, communicator: Communicator) -> int:
     """Detect objects; returns the exit status, 0 or 1 if there is an image without a picture."""
     with quiet_opencv(), contextlib.ExitStack() as stack:
-        sources, n_failed, is_single = find_sources(args)
+        is_main = communicator.is_main
+        found = communicator.broadcast_object(_find_sources(args, communicator) if is_main else None)
+        (sources, n_failed, _), outputs = found
         stack.callback(_close, sources)
-        outputs = choose_outputs(sources, args, is_single=is_single)
-        check_outputs(sources, outputs, args)
-        _check_font(args.font)
-        results = Results(sources, open_results(args), open_annotations(sources, outputs, args))
+        annotations = open_annotations(sources, outputs, args) if is_main else None
+        results = Results(sources, open_results(args), annotations)
         if not sources:
             return 1
         window = stack.enter_context(_open_window()) if args.show else None
         written = [*(outputs or ())]
         if results.annotations and is_folder(args.annotations):
             written += results.annotations.paths
-        stack.enter_context(created_folders({*(path.parent for path in written), *results.folders}))
-        model = _load(args)
+        if is_main:
+            stack.enter_context(created_folders({*(path.parent for path in written), *results.folders}))
+        communicator.barrier()
+        model = _load(args, communicator)
         for name in ('masks', 'instance_masks'):
             if getattr(args, name) is not None and not model.config.masks:
                 raise UsageError(f'{flag(name)}: the network of {args.modelfile} has no masks')
-        run = _Run(model, args, sources, outputs, results, window)
+        run = _Run(model, args, sources, outputs, results, window, communicator)
         n_images = None if any(source.is_video for source in sources) else len(sources)
         try:
             n_failed += run.process()
+        except Terminated:  # there is no time to complete them
+            results.abort()
+            raise
         except BaseException:  # an interrupt leaves the results of the finished images
             results.close_after_error(n_images)
             raise
-        results.close(n_images)
+        if is_main:
+            results.close(n_images)
         if window is not None and n_images is not None:
             while not window.is_closed(wait=_KEY_INTERVAL):
                 pass
     return 1 if n_failed else 0
+
+
+def _find_sources(args: argparse.Namespace, communicator: Communicator) -> tuple[FoundSources, list[Path] | None]:
+    """Find the sources, and choose and check their outputs."""
+    if communicator.size > 1:
+        check_can_share(args)
+    found = find_sources(args)
+    if communicator.size > 1:
+        check_sources(found.sources)
+    outputs = choose_outputs(found.sources, args, is_single=found.is_single)
+    check_outputs(found.sources, outputs, args)
+    _check_font(args.font)
+    return found, outputs
 
 
 def _close(sources: Sequence[Source]) -> None:
@@ -112,6 +136,7 @@ class _Run:
         outputs: The output of each source, or ``None`` for none.
         results: Receives the results, also of an image whose picture cannot be written.
         window: Shows the pictures; ``None`` for no window.
+        communicator: The processes that share the sources.
     """
 
     def __init__(
@@ -122,7 +147,9 @@ class _Run:
         outputs: list[Path] | None,
         results: Results,
         window: Window | None,
+        communicator: Communicator,
     ):
+        self._communicator = communicator
         self._model, self._args, self._sources, self._results, self._window = model, args, sources, results, window
         paths = outputs if outputs is not None else [None] * len(sources)
         self._outputs = {id(source): path for source, path in zip(sources, paths, strict=True)}
@@ -146,10 +173,13 @@ class _Run:
         known = [count for count in counts if count is not None]
         total = sum(known) if len(known) == len(counts) else None
         unit = 'frame' if any(source.is_video for source in self._sources) else 'image'
+        run_pass = self._run_pass if self._communicator.size == 1 else self._run_shared_pass
+        if not self._communicator.is_main:
+            total = 0  # no progress bar
         with using_precision(self._args.precision), cache_weights(), progress_bar(total, unit=unit) as bar:
             for part in passes:
                 self._model.set_thresholds(nms=part.nms_threshold)
-                is_closed = self._run_pass(part, partial(self._count, bar=bar, is_last=part is passes[-1]))
+                is_closed = run_pass(part, partial(self._count, bar=bar, is_last=part is passes[-1]))
                 if is_closed:
                     break
         return len({source for source, _ in self._failed})
@@ -164,10 +194,9 @@ class _Run:
         if is_step and (is_last or is_lost):
             bar.update()
 
-    def _run_pass(self, part: _Pass, progress: Callable[[Job], None]) -> bool:
-        """Run a pass; returns whether the user has closed the window."""
+    def _make_writer(self, part: _Pass, progress: Callable[[Job], None]) -> FrameWriter:
         args = self._args
-        writer = FrameWriter(
+        return FrameWriter(
             self._outputs,
             self._results,
             {'contour': args.contour, 'backdrop': args.backdrop, 'labels': args.labels, 'font': args.font},
@@ -178,10 +207,13 @@ class _Run:
             progress=progress,
             show=self._set_newest if self._window is not None else None,
         )
-        n_threads = max(1, min(_MAX_DRAWING_THREADS, (os.cpu_count() or 1) // 2))
-        queue = OrderedWriter(writer.prepare, writer.write, n_threads=n_threads)
+
+    def _run_pass(self, part: _Pass, progress: Callable[[Job], None]) -> bool:
+        """Run a pass; returns whether the user has closed the window."""
+        writer = self._make_writer(part, progress)
+        queue = OrderedWriter(writer.prepare, writer.write, n_threads=_count_drawing_threads())
         try:
-            with queue, ReadAhead(self._read(part), size_of=_size, is_live=_is_live) as frames:
+            with queue, ReadAhead(self._read(part, self._sources), size_of=_size, is_live=_is_live) as frames:
                 batch_size = 1 if any(source.is_live for source in self._sources) else None
                 for job in detect_frames(self._model, frames, batch_size=batch_size):
                     size = job.frame.n_bytes
@@ -198,8 +230,38 @@ class _Run:
             self._update_window()
         return False
 
-    def _read(self, part: _Pass) -> Iterator[Frame]:
-        for source in self._sources:
+    def _run_shared_pass(self, part: _Pass, progress: Callable[[Job], None]) -> bool:
+        """Run a pass over images in several processes; returns ``False``, because there is no window."""
+        writer = self._make_writer(part, progress)
+        compute = partial(self._compute_outcomes, part, writer)
+        block = default_batch_size(self._model.device)
+        with self._communicator.map_in_order(compute, len(self._sources), block=block) as outcomes:
+            for source, outcome in zip(self._sources, outcomes, strict=False):  # other processes get none
+                if outcome is not None:
+                    writer.write(outcome.to_drawing(source))
+        return False
+
+    def _compute_outcomes(
+        self, part: _Pass, writer: FrameWriter, indices: Sequence[int]
+    ) -> Generator[Outcome | None, None, None]:
+        sources = [self._sources[i] for i in indices]
+        yield from compute_outcomes(
+            sources,
+            partial(self._detect, part),
+            writer,
+            skipped=set(self._unreadable),
+            n_threads=_count_drawing_threads(),
+        )
+
+    def _detect(self, part: _Pass, sources: Sequence[Source]) -> Generator[Job, None, None]:
+        with ReadAhead(self._read(part, sources), size_of=_size) as frames:
+            for job in detect_frames(self._model, frames):
+                if job.error is not None:
+                    self._unreadable.add(id(job.frame.source))  # process 0 also knows those of the others
+                yield job
+
+    def _read(self, part: _Pass, sources: Sequence[Source]) -> Iterator[Frame]:
+        for source in sources:
             if id(source) not in self._unreadable:
                 yield from source.read(apply_orientation=part.apply_orientation)
 
@@ -213,6 +275,10 @@ class _Run:
         if picture is not None:
             self._window.show(picture)
         return self._window.is_closed()
+
+
+def _count_drawing_threads() -> int:
+    return max(1, min(_MAX_DRAWING_THREADS, cpu_count() // 2))
 
 
 def _size(frame: Frame) -> int:
@@ -263,9 +329,9 @@ def _check_font(font: Path | None) -> None:
         raise UsageError(f'--font {error}') from error
 
 
-def _load(args: argparse.Namespace) -> MaskRCNN:
+def _load(args: argparse.Namespace, communicator: Communicator) -> MaskRCNN:
     check_modelfile(args.modelfile)
-    gpu = choose_device(args.gpu)
+    gpu = choose_shared_device(args.gpu, communicator)
     check_precision(args.precision, gpu)
     threshold = VISUALIZE_SCORE_THRESHOLD if args.preset == 'visualize' else None
     if args.score_thresh is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn.cli.demo_annotations import AnnotationWriter
+from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter
 from mask_rcnn.cli.outputs import paths_of_images
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import FileError, is_standard_output
@@ -101,8 +101,8 @@ class Results:
 
     def encode(
         self, frame: Frame, *, found: Detections | None, shown: Detections | None, ids: np.ndarray | None
-    ) -> list[tuple[ResultFile, Any]]:
-        """Return the results of a frame in the format of each file, for :meth:`write`; for any thread.
+    ) -> list[tuple[int, Any]]:
+        """Return the results of a frame in the format of each file, for :meth:`write`; for any thread or process.
 
         Args:
             frame: The frame.
@@ -116,19 +116,20 @@ class Results:
         else:
             origin = Origin(frame.source.name, stem)
         encoded = []
-        for file in self._files:
+        for number, file in enumerate(self._files):
             detections = found if file.has_all else shown
             if detections is not None:
-                encoded.append((file, file.sink.encode(origin, detections, None if file.has_all else ids)))
+                encoded.append((number, file.sink.encode(origin, detections, None if file.has_all else ids)))
         return encoded
 
-    def write(self, encoded: list[tuple[ResultFile, Any]]) -> None:
+    def write(self, encoded: list[tuple[int, Any]]) -> None:
         """Write the results of a frame.
 
         Raises:
             mask_rcnn.io.atomic_file.FileError: A file cannot be written.
         """
-        for file, content in encoded:
+        for number, content in encoded:
+            file = self._files[number]
             file.sink.write(content)
             file.n_images += 1
 
@@ -160,6 +161,12 @@ class Results:
         if self.n_annotated:
             with contextlib.suppress(FileError):
                 self._close_annotations(n_images)
+
+    def abort(self) -> None:
+        """Remove the files that appear when they are complete."""
+        for writer in [*(file.sink for file in self._files), self.annotations]:
+            if isinstance(writer, (COCOResults, COCOWriter)):
+                writer.abort()
 
     def _close_file(self, file: ResultFile, n_images: int | None) -> None:
         file.sink.close()

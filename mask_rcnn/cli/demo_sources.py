@@ -22,12 +22,12 @@ from mask_rcnn.preprocessing.image_io import ImageFileError, list_images
 #: Errors of one argument, after which the others are used.
 SOURCE_ERRORS = (ImageFileError, VideoError)
 #: The argument for the standard input.
-_STANDARD_INPUT = '-'
+STANDARD_INPUT = '-'
 
 
 def image_argument(text: str) -> str | Path:
     """Return a value of ``--image``: addresses and ``-``, the standard input, as text, everything else as a path."""
-    return text if text == _STANDARD_INPUT or is_address(text) else Path(text)
+    return text if text == STANDARD_INPUT or is_address(text) else Path(text)
 
 
 class FoundSources(NamedTuple):
@@ -62,7 +62,7 @@ def find_sources(args: argparse.Namespace) -> FoundSources:
         if args.image:
             raise UsageError('--camera and --image cannot be used together')
         return FoundSources([VideoSource(args.camera, selection)], 0, True)
-    if args.image.count(_STANDARD_INPUT) > 1:
+    if args.image.count(STANDARD_INPUT) > 1:
         raise UsageError('--image: - is given twice, but the standard input is one image')
     sources: list[Source] = []
     n_failed = 0
@@ -147,7 +147,7 @@ def _match(path: Path) -> Iterator[Path]:
 
 def _open(place: str | Path, selection: FrameSelection, args: argparse.Namespace) -> list[Source]:
     """Return the sources of a file, a folder, an address or the standard input."""
-    if place == _STANDARD_INPUT:
+    if place == STANDARD_INPUT:
         return [ImageBytes('standard input', Path('stdin'), _read_standard_input())]
     if isinstance(place, str) or is_video_file(place):
         return [VideoSource(place, selection)]

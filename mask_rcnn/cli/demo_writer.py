@@ -39,6 +39,7 @@ class Drawing:
         results: The results for the files.
         picture: The drawn picture.
         data: The content of its file.
+        place: The file of the picture, if it has been written.
         error: The first error, of the job or of its picture.
     """
 
@@ -49,7 +50,12 @@ class Drawing:
     results: list[Any] = field(default_factory=list)
     picture: np.ndarray | None = None
     data: bytes | None = None
+    place: str | None = None
     error: Exception | None = None
+
+
+class ReportedError(ValueError):
+    """An error of an image in another process; ``str()`` is the line of :func:`describe_error`."""
 
 
 class Sink(Protocol):
@@ -278,6 +284,16 @@ class FrameWriter:
         job.frame.pixels = None
         return drawing
 
+    def store(self, drawing: Drawing) -> Drawing:
+        """Write the picture of an image before :meth:`write`; an error becomes that of the drawing."""
+        try:
+            if drawing.picture is not None:
+                drawing.place = self._sink(drawing.job.frame.source).write(drawing)
+        except FRAME_ERRORS as error:
+            drawing.error = drawing.error or error
+        drawing.picture = drawing.data = None
+        return drawing
+
     def write(self, drawing: Drawing) -> None:
         """Write the picture, add the results, and report the frame or its error.
 
@@ -303,11 +319,12 @@ class FrameWriter:
         self._progress(job)
 
     def _write_picture(self, drawing: Drawing) -> None:
-        if drawing.picture is None:
+        if drawing.picture is None and drawing.place is None:
             return
         source = drawing.job.frame.source
-        place = self._sink(source).write(drawing)
+        place = drawing.place if drawing.place is not None else self._sink(source).write(drawing)
         if self._show is not None:
+            assert drawing.picture is not None
             self._show(drawing.picture)
         if self._open is not None:
             self._open.add(drawing.shown)
@@ -380,6 +397,6 @@ def describe_error(name: str, error: Exception) -> str:
     """Return the error of a frame as one line that names it."""
     if isinstance(error, MemoryError):
         return f'{name}: not enough memory'
-    if isinstance(error, (ImageFileError, VideoError, WeightFileError, OSError)):
+    if isinstance(error, (ImageFileError, VideoError, WeightFileError, ReportedError, OSError)):
         return str(error)  # names the file
     return f'{name}: {" ".join(str(error).split())}'

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +258,7 @@ class Communicator(Protocol):
     rank: int
 
     def map_in_order(
-        self, compute: Callable[[Sequence[int]], Iterator[Any]], n: int, *, block: int = 1
+        self, compute: Callable[[Sequence[int]], Generator[Any, None, None]], n: int, *, block: int = 1
     ) -> AbstractContextManager[Iterator[Any]]:
         """Share items among the processes; process 0 gets the results of all in order."""
 
@@ -316,7 +316,7 @@ def evaluate_model(
         max_detections=max(COCO_LIMIT, model.config.max_detections) if max_detections is None else max_detections,
     )
 
-    def detect(positions: Sequence[int]) -> Iterator[tuple[int | str, list[dict]]]:
+    def detect(positions: Sequence[int]) -> Generator[tuple[int | str, list[dict]], None, None]:
         pending: deque[int | str] = deque()  # ids of the images whose detections the model has not returned yet
 
         def images() -> Iterator[np.ndarray]:
@@ -350,7 +350,7 @@ def evaluate_model(
 
 
 def _share(
-    comm: Communicator | None, compute: Callable[[Sequence[int]], Iterator[Any]], n: int, *, block: int
+    comm: Communicator | None, compute: Callable[[Sequence[int]], Generator[Any, None, None]], n: int, *, block: int
 ) -> AbstractContextManager[Iterator[Any]]:
     """Share items as :meth:`Communicator.map_in_order` does, also without a communicator."""
     return contextlib.nullcontext(compute(range(n))) if comm is None else comm.map_in_order(compute, n, block=block)

@@ -132,7 +132,8 @@ class Detections:
         )
 
     def __getstate__(self) -> dict:
-        return {**vars(self), 'paste_device': None}
+        masks = self._masks if self.mask_probs is None else None  # pasted again when they are used
+        return {**vars(self), '_masks': masks, 'paste_device': None}
 
     def __repr__(self) -> str:
         best = self.sorted_by_score()[:_MAX_IN_REPR]

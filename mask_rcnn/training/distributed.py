@@ -23,7 +23,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from fractions import Fraction
 from types import ModuleType
 from typing import Any, TypeVar
@@ -151,7 +151,7 @@ class Communicator:
 
     @contextlib.contextmanager
     def map_in_order(
-        self, compute: Callable[[Sequence[int]], Iterator[_Result]], n: int, *, block: int = 1
+        self, compute: Callable[[Sequence[int]], Generator[_Result, None, None]], n: int, *, block: int = 1
     ) -> Iterator[Iterator[_Result]]:
         """Share the items 0 to ``n - 1`` among the processes; process 0 gets the results of all in order.
 
@@ -167,7 +167,8 @@ class Communicator:
             ProcessError: In all processes: ``compute`` has failed, for the first of the items that fail.  (In a single
                 process, its error propagates.)
         """
-        yield compute(range(n))
+        with contextlib.closing(compute(range(n))) as results:
+            yield results
 
     def n_cpus(self) -> int:
         """Return the number of CPUs of this process: those of the machine, divided among the processes on it."""
@@ -330,22 +331,23 @@ class _MPICommunicator(Communicator):
 
     @contextlib.contextmanager
     def map_in_order(
-        self, compute: Callable[[Sequence[int]], Iterator[_Result]], n: int, *, block: int = 1
+        self, compute: Callable[[Sequence[int]], Generator[_Result, None, None]], n: int, *, block: int = 1
     ) -> Iterator[Iterator[_Result]]:
         block = self.broadcast_object(block)
-        results = compute(sharing.indices_of(self.rank, self.size, n, block))
+        indices = sharing.indices_of(self.rank, self.size, n, block)
         try:
-            if not self.is_main:
-                yield iter(())
-                sharing.Sender(self._mpi, self.take_notes).send(results)
-                return
-            receiver = sharing.Receiver(self._mpi, self.size, results, self.print_notes)
-            try:
-                yield receiver.in_order(n, block)
-            except Exception:  # after an interrupt, the others may have ended
+            with contextlib.closing(compute(indices)) as results:
+                if not self.is_main:
+                    yield iter(())
+                    sharing.Sender(self._mpi, self.take_notes).send(results)
+                    return
+                receiver = sharing.Receiver(self._mpi, self.size, results, self.print_notes)
+                try:
+                    yield receiver.in_order(n, block)
+                except Exception:  # after an interrupt, the others may have ended
+                    receiver.finish()
+                    raise
                 receiver.finish()
-                raise
-            receiver.finish()
         except sharing.PartFailedError as error:
             raise ProcessError(error.rank, str(error)) from error.__cause__
 
@@ -414,7 +416,7 @@ class _AgreeingCommunicator(Communicator):
 
     @contextlib.contextmanager
     def map_in_order(
-        self, compute: Callable[[Sequence[int]], Iterator[_Result]], n: int, *, block: int = 1
+        self, compute: Callable[[Sequence[int]], Generator[_Result, None, None]], n: int, *, block: int = 1
     ) -> Iterator[Iterator[_Result]]:
         _agree_without_haste(self._communicator, None)
         with self._communicator.map_in_order(compute, n, block=block) as results:
