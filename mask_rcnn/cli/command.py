@@ -146,5 +146,5 @@ def _run(action: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
         return report_error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
     except MemoryError as error:
         return report_error(f'not enough memory: {" ".join(str(error).split()) or "an array cannot be allocated"}')
-    except KeyboardInterrupt as interrupt:
-        return report_error(str(interrupt) or 'interrupted', 130)
+    except KeyboardInterrupt:
+        return report_error('interrupted', 130)

@@ -23,7 +23,7 @@ from mask_rcnn.cli.demo_sources import SOURCE_ERRORS, FoundSources, find_sources
 from mask_rcnn.cli.demo_writer import FrameWriter
 from mask_rcnn.cli.network_options import check_modelfile, load_network
 from mask_rcnn.cli.options import check_precision
-from mask_rcnn.cli.processes import Terminated, choose_shared_device, quiet_unless_main, run_shared
+from mask_rcnn.cli.processes import choose_shared_device, quiet_unless_main, run_shared
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.predictor import default_batch_size
 from mask_rcnn.io.atomic_file import created_folders
@@ -82,9 +82,6 @@ def run(args: argparse.Namespace, communicator: Communicator) -> int:
         n_images = None if any(source.is_video for source in sources) else len(sources)
         try:
             n_failed += run.process()
-        except Terminated:  # there is no time to complete them
-            results.abort()
-            raise
         except BaseException:  # an interrupt leaves the results of the finished images
             results.close_after_error(n_images)
             raise

@@ -69,10 +69,6 @@ class COCOWriter:
         self._file.write(start + b'], "images": [' + images + b'], "categories": ' + _encode(categories) + b'}')
         self._file.complete()
 
-    def abort(self) -> None:
-        """Remove what was written."""
-        self._file.abort()
-
     def _start(self) -> bytes:
         fields = {'info': {'description': 'detections of a model, to be corrected'}, 'licenses': []}
         return _encode(fields)[:-1] + b', "annotations": ['

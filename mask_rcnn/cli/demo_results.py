@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn.cli.demo_annotations import AnnotationWriter, COCOWriter
+from mask_rcnn.cli.demo_annotations import AnnotationWriter
 from mask_rcnn.cli.outputs import paths_of_images
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import FileError, is_standard_output
@@ -161,12 +161,6 @@ class Results:
         if self.n_annotated:
             with contextlib.suppress(FileError):
                 self._close_annotations(n_images)
-
-    def abort(self) -> None:
-        """Remove the files that appear when they are complete."""
-        for writer in [*(file.sink for file in self._files), self.annotations]:
-            if isinstance(writer, (COCOResults, COCOWriter)):
-                writer.abort()
 
     def _close_file(self, file: ResultFile, n_images: int | None) -> None:
         file.sink.close()

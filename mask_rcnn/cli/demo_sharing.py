@@ -31,7 +31,7 @@ def check_can_share(args: argparse.Namespace) -> None:
     """
     reasons = {
         '--camera': (args.camera is not None, 'a camera cannot be shared by processes'),
-        '--image': (STANDARD_INPUT in args.image, 'the standard input cannot be shared by processes'),
+        '--image': (STANDARD_INPUT in (args.image or ()), 'the standard input cannot be shared by processes'),
         '--show': (args.show, 'a window shows the pictures of one process'),
         '--track': (args.track, 'objects are followed from each image to the next one, in one process'),
     }

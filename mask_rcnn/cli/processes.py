@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
 from typing import NoReturn, TextIO, cast
 
 from mask_rcnn.cli.command import UsageError, report_error, run_and_report_errors
 from mask_rcnn.cli.options import choose_device, gpu_error
+from mask_rcnn.io import cleaner
 from mask_rcnn.io.console import ConsoleStream, print_note
+from mask_rcnn.io.unfinished import set_reporter
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.ops.runtime.parallel import limit_threads
 from mask_rcnn.training.distributed import (
@@ -35,8 +36,8 @@ from mask_rcnn.training.distributed import (
 _INTERRUPTED = 130
 
 
-class Terminated(KeyboardInterrupt):
-    """The launcher ends this process, because another one has failed or because of Ctrl-C; ``str()`` is a line."""
+#: Written if the processes are killed.
+_KILLED = 'error: the processes were ended: one of them was killed, or mpiexec was interrupted'
 
 
 class _Notes(io.StringIO):
@@ -87,8 +88,8 @@ def run_shared(action: Callable[[Communicator], int], errors: tuple[type[Excepti
     except DistributedError as error:
         return report_error(str(error))
     _forward_notes(communicator)
-    with _terminable():
-        limit_threads(communicator.n_cpus())
+    limit_threads(communicator.n_cpus())
+    with _cleaner(_KILLED if communicator.is_main else ''):
         status = run_and_report_errors(partial(_run, communicator, action), errors)
     if status == _INTERRUPTED:
         _end()
@@ -116,17 +117,29 @@ def _print_notes(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let the signal by which a launcher ends its processes interrupt the command, which removes unfinished files."""
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _cleaner(message: str) -> Iterator[None]:
+    """Start the program that removes the unfinished files of this process if it is killed within the context.
 
+    Open MPI ends its processes by SIGTERM, and kills them a quarter of a second later.
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated('the processes were ended: one of them was killed, or mpiexec was interrupted')
+    Args:
+        message: The line for the standard error in this case; empty for none.
+    """
+    command = [sys.executable, '-I', '-S', cleaner.__file__, *filter(None, [message])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        descriptor = process.stdin.fileno()
+
+        def write(text: bytes) -> None:
+            with contextlib.suppress(OSError):
+                os.write(descriptor, text + b'\0')
+
+        set_reporter(lambda sign, path: write(sign.encode() + os.fsencode(path)))
+        try:
+            yield
+        finally:
+            set_reporter(None)
+            write(b'.')
 
 
 def _end() -> NoReturn:

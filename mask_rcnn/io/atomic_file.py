@@ -15,6 +15,7 @@ from typing import BinaryIO
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.io.temporary_file import HAS_LOCKS, locked_temporary
+from mask_rcnn.io.unfinished import unfinished
 
 #: Files that processes have open, by number; Linux has them as links to pipes without names.
 _OPEN_FILE = re.compile(r'(?:/proc/(\d+)(?:/task/\d+)?|/dev)/fd/(\d+)')
@@ -168,7 +169,10 @@ def removing_empty_folder(folder: str | os.PathLike) -> Iterator[None]:
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            for path in reversed(missing):
+                stack.enter_context(unfinished(path))
+            yield
     finally:
         for path in missing:
             with contextlib.suppress(OSError):  # a folder that is not empty stays, and a name may be too long for one

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mask_rcnn.io.errors import OneLineError
+from mask_rcnn.io.unfinished import unfinished
 
 
 class FolderInUseError(OneLineError):
@@ -47,7 +48,8 @@ def lock_folder(folder: str | os.PathLike, *, user: str, warn: Callable[[str], N
     try:
         with contextlib.suppress(OSError):
             path.write_text(f'pid {os.getpid()} on {socket.gethostname()}', encoding='utf-8')
-        yield
+        with unfinished(path):
+            yield
     finally:
         # Remove the file first: a process that opens it afterwards gets a new file, and filelock opens the file again
         # if the one that it has locked is removed.

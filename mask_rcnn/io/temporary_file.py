@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mask_rcnn.io.unfinished import unfinished
+
 try:
     import fcntl
 
@@ -43,6 +45,13 @@ def locked_temporary(target: pathlib.Path) -> Iterator[tuple[BinaryIO, pathlib.P
     Raises:
         OSError: The file cannot be created.
     """
+    with contextlib.ExitStack() as stack:
+        for path in _possible_paths(target):  # before one is created
+            stack.enter_context(unfinished(path))
+        yield from _locked_temporary(target)
+
+
+def _locked_temporary(target: pathlib.Path) -> Iterator[tuple[BinaryIO, pathlib.Path]]:
     file, temporary = _create_temporary(target)
     status = os.fstat(file.fileno())
     try:
@@ -63,21 +72,26 @@ def _create_temporary(target: pathlib.Path) -> tuple[BinaryIO, pathlib.Path]:
     Its name is the same for all processes: a file without a lock was left by a process that has ended, and is used
     again.  If another process writes the target now, or the file system has no locks, the name contains the process.
     """
-    # File systems limit names to 255 bytes.
-    name = target.name if len(os.fsencode(target.name)) <= 200 else f'{zlib.crc32(os.fsencode(target.name)):08x}'
-    shared = target.with_name(f'.{name}.part')
+    shared, unshared = _possible_paths(target)
     if HAS_LOCKS:
-        _remove_abandoned(target.parent, name)
+        _remove_abandoned(target.parent, shared.name[1:].removesuffix('.part'))
     for _ in range(_MAX_LOCK_ATTEMPTS if HAS_LOCKS else 0):
         with contextlib.suppress(PermissionError, IsADirectoryError):  # the file of another user
             file = _open_temporary(shared)
             if _lock(file, shared):
                 return file, shared
             file.close()
-    unshared = target.with_name(f'.{name}.{os.getpid()}-{threading.get_ident()}.part')
     file = _open_temporary(unshared)
     file.truncate(0)
     return file, unshared
+
+
+def _possible_paths(target: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return the temporary file of a target that all processes use, and that of this process."""
+    # File systems limit names to 255 bytes.
+    name = target.name if len(os.fsencode(target.name)) <= 200 else f'{zlib.crc32(os.fsencode(target.name)):08x}'
+    process = f'{os.getpid()}-{threading.get_ident()}'
+    return target.with_name(f'.{name}.part'), target.with_name(f'.{name}.{process}.part')
 
 
 def _remove_abandoned(folder: pathlib.Path, name: str) -> None:

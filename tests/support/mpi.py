@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -66,3 +67,25 @@ def run_processes(
 def lines_of_program(errors: str) -> list[str]:
     """Return the lines of the standard error without those of the launcher, which follow a line of hyphens."""
     return [line for line in errors.split('-' * 60)[0].splitlines() if line]
+
+
+def process_of(launcher: subprocess.Popen, rank: int) -> int:
+    """Return the id of a process that a launcher has started."""
+    for folder in os.scandir('/proc'):
+        if folder.name.isdigit():
+            try:
+                with open(f'{folder.path}/environ', 'rb') as environment, open(f'{folder.path}/stat') as status:
+                    parent = int(status.read().rpartition(')')[2].split()[1])
+                    if parent == launcher.pid and f'OMPI_COMM_WORLD_RANK={rank}'.encode() in environment.read():
+                        return int(folder.name)
+            except OSError:
+                continue
+    raise AssertionError(f'no process {rank}')
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait until a function returns true, at most two minutes."""
+    end = time.monotonic() + 120
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -4,15 +4,13 @@ import contextlib
 import os
 import signal
 import tempfile
-import threading
-from types import SimpleNamespace
 
 import chainer
 import chainer.links as L
 import numpy as np
 import pytest
 
-from mask_rcnn.training import distributed, snapshot
+from mask_rcnn.training import snapshot
 from mask_rcnn.training.distributed import Communicator, ProcessError, run_together
 from mask_rcnn.training.extensions import IntervalTrigger, Tolerant, TrainingLog
 from mask_rcnn.training.failures import StateBeforeUpdate, describe_error
@@ -21,6 +19,7 @@ from mask_rcnn.training.signals import SignalHandler, StopTrigger
 from mask_rcnn.training.snapshot import Snapshots, list_snapshots, read_snapshot
 from mask_rcnn.training.trainer import TrainingOptions, TrainingRun
 from mask_rcnn.training.worker_pool import ExampleError
+from tests.support.process_threads import Processes
 from tests.support.tiny_training import META, TinyTrainChain, make_trainer
 
 
@@ -289,53 +288,6 @@ def test_an_extension_that_fails_is_a_warning(tmp_path):
 
 
 # Several processes, as threads
-
-
-class Processes:
-    """MPI's ``allgather`` and the like between threads."""
-
-    def __init__(self, size):
-        self.size, self.values, self.barrier = size, [None] * size, threading.Barrier(size, timeout=120)
-
-    def communicator(self, rank):
-        communicator = object.__new__(distributed._MPICommunicator)
-        communicator.rank, communicator.size = rank, self.size
-        communicator._mpi = SimpleNamespace(
-            allgather=lambda obj: self.allgather(obj, rank),
-            gather=lambda obj: self.gather(obj, rank),
-            barrier=self.barrier.wait,
-            Ibarrier=lambda: SimpleNamespace(Test=lambda: self.barrier.wait() >= 0),
-        )
-        communicator.broadcast_object = lambda obj: self.allgather(obj, rank)[0]
-        return communicator
-
-    def gather(self, obj, rank):
-        values = self.allgather(obj, rank)
-        return values if rank == 0 else None
-
-    def allgather(self, obj, rank):
-        self.values[rank] = obj
-        self.barrier.wait()
-        values = list(self.values)
-        self.barrier.wait()
-        return values
-
-    def run(self, function):
-        """Call a function with the communicator of each process; return the results or errors."""
-        results = [None] * self.size
-
-        def call(rank):
-            try:
-                results[rank] = function(self.communicator(rank))
-            except Exception as error:
-                results[rank] = error
-
-        threads = [threading.Thread(target=call, args=(rank,), daemon=True) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(300)
-        return results
 
 
 def collective(communicator, fails_at=None, rank=None):

@@ -1,8 +1,6 @@
 """Items that several processes share, with threads as processes."""
 
-import queue
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -10,62 +8,7 @@ import pytest
 
 from mask_rcnn.training import distributed, sharing
 from mask_rcnn.training.distributed import Communicator, ProcessError, run_together
-
-
-class Messages:
-    """MPI's messages and ``allgather`` between threads."""
-
-    def __init__(self, size):
-        self.size, self.values = size, [None] * size
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.queues = {}
-
-    def queue(self, *key):
-        return self.queues.setdefault(key, queue.Queue())
-
-    def communicator(self, rank):
-        communicator = object.__new__(distributed._MPICommunicator)
-        communicator.rank, communicator.size = rank, self.size
-
-        def isend(message, dest, tag):
-            self.queue(rank, dest, tag).put(message)
-            return SimpleNamespace(test=lambda: (self.queue(rank, dest, tag).qsize() < 3, None))
-
-        communicator._mpi = SimpleNamespace(
-            allgather=lambda obj: self.allgather(obj, rank),
-            isend=isend,
-            send=isend,
-            recv=lambda source, tag: self.queue(source, rank, tag).get(timeout=60),
-            iprobe=lambda source, tag: not self.queue(source, rank, tag).empty(),
-            Ibarrier=lambda: SimpleNamespace(Test=lambda: self.barrier.wait() >= 0),
-        )
-        communicator.broadcast_object = lambda obj: self.allgather(obj, rank)[0]
-        return communicator
-
-    def allgather(self, obj, rank):
-        self.values[rank] = obj
-        self.barrier.wait()
-        values = list(self.values)
-        self.barrier.wait()
-        return values
-
-    def run(self, function):
-        """Call a function with the communicator of each process; return the results or errors."""
-        results = [None] * self.size
-
-        def call(rank):
-            try:
-                results[rank] = function(self.communicator(rank))
-            except Exception as error:
-                results[rank] = error
-
-        threads = [threading.Thread(target=call, args=(rank,), daemon=True) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert all(q.empty() for q in self.queues.values())  # no message is left for the next work
-        return results
+from tests.support.process_threads import Processes
 
 
 def share(communicator, n, block=1, *, compute=lambda i: i * i, consume=lambda result: None):
@@ -90,7 +33,7 @@ def squares(n):
 
 @pytest.mark.parametrize(('size', 'n', 'block'), [(2, 5, 1), (3, 0, 1), (3, 1, 1), (3, 10, 1), (3, 10, 4), (2, 300, 1)])
 def test_process_0_gets_all_results_in_order(size, n, block):
-    outputs = Messages(size).run(lambda communicator: share(communicator, n, block if communicator.rank == 0 else 99))
+    outputs = Processes(size).run(lambda communicator: share(communicator, n, block if communicator.rank == 0 else 99))
     assert outputs[0][0] == squares(n) and all(results == [] for results, _ in outputs[1:])
     for rank, (_, computed) in enumerate(outputs):
         assert computed == [i for i in range(n) if i // block % size == rank]
@@ -104,7 +47,7 @@ def test_a_process_computes_a_limited_number_of_results_ahead(monkeypatch):
     """Process 0 is slower and then faster; both wait for each other."""
     monkeypatch.setattr(sharing, '_MAX_AHEAD', 5)
     for slow in (0, 1):
-        messages, n_computed = Messages(2), [0, 0]
+        n_computed = [0, 0]
 
         def compute(i, slow=slow, n_computed=n_computed):
             if i % 2 == slow:
@@ -114,7 +57,7 @@ def test_a_process_computes_a_limited_number_of_results_ahead(monkeypatch):
             assert slow == 0 or n_computed[0] <= n_computed[1] + 5 + 2
             return i
 
-        outputs = messages.run(lambda communicator, compute=compute: share(communicator, 100, compute=compute))
+        outputs = Processes(2).run(lambda communicator, compute=compute: share(communicator, 100, compute=compute))
         assert outputs[0][0] == list(range(100))
 
 
@@ -138,7 +81,7 @@ def test_the_first_item_that_fails_ends_the_work_of_all(items, rank):
         return str(error.value), run_together(communicator, lambda comm: share(comm, 7)[0])  # still in step
 
     line = f'process {rank}: {min(items)}.jpg: No such file or directory'
-    assert Messages(3).run(act) == [(line, squares(7)), (line, []), (line, [])]
+    assert Processes(3).run(act) == [(line, squares(7)), (line, []), (line, [])]
     assert seen == squares(min(items))
 
 
@@ -155,7 +98,7 @@ def test_an_error_of_process_0_about_a_result_ends_the_work_of_all(others_fail):
         return str(error.value).split(' (at')[0], run_together(communicator, lambda comm: share(comm, 7)[0])
 
     line = 'process 0: ValueError: image 3 has been added before'
-    outputs = Messages(3).run(act)
+    outputs = Processes(3).run(act)
     assert outputs[0] == (line, squares(7))
     assert all(results == [] for _, results in outputs[1:])
     assert others_fail or {error for error, _ in outputs} == {line}
@@ -182,7 +125,7 @@ def test_process_0_prints_the_lines_about_an_item_before_its_result():
 
         share(communicator, 4, compute=compute, consume=events.append)
 
-    assert Messages(2).run(act) == [None, None]
+    assert Processes(2).run(act) == [None, None]
     assert events == [0, 'about 1', 1, 2, 'about 3', 3]
 
 
