@@ -26,6 +26,7 @@ _JPEG_METADATA = set(range(0xE1, 0xF0)) - {0xEE} | {_JPEG_COMMENT}
 _JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 _EXIF_PREFIX = b'Exif\0\0'
 _XMP_PREFIX = b'http://ns.adobe.com/xap/1.0/\0'
+_MAX_SCAN_SEGMENTS = 20_000  # a scan has a few tables; counting more takes long
 _JPEG_TAIL = 4096  # bytes read from the end of a file, to find the end marker before zero padding
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
@@ -103,9 +104,15 @@ def count_jpeg_scans(data: bytes, parts: Parts) -> int:
     """Return the number of scans of a JPEG file, of which a progressive image has several.
 
     Images that follow in the same file are not counted.
+
+    Raises:
+        ValueError: The scans consist of more segments than encoders write.
     """
-    n_scans, place = 0, parts.ranges[-1][0]  # the first scan
+    n_scans, n_segments, place = 0, 0, parts.ranges[-1][0]  # the first scan
     while (found := _JPEG_MARKER.search(data, place)) is not None and found[1][0] != _EOI:
+        n_segments += 1
+        if n_segments > _MAX_SCAN_SEGMENTS:
+            raise ValueError(f'more than {_MAX_SCAN_SEGMENTS:,} segments follow the header')
         n_scans += found[1][0] == _SOS
         has_length = found[1][0] not in _JPEG_WITHOUT_LENGTH
         place = found.end() + (int.from_bytes(data[found.end() : found.end() + 2], 'big') if has_length else 0)

@@ -14,13 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from mask_rcnn.preprocessing.image_header import ImageHeader
 from mask_rcnn.serving.answers import AnswerFormat, DefaultScores, encode_answer
 from mask_rcnn.serving.batching import DetectionThread
 from mask_rcnn.serving.errors import ClientDisconnected, RequestError
 from mask_rcnn.serving.limits import RETRY_AFTER, Deadline, Limits
 from mask_rcnn.serving.metrics import Metrics
-from mask_rcnn.serving.uploads import check_image, decode_image, read_upload
+from mask_rcnn.serving.uploads import Upload, decode_image, open_upload, read_upload
 
 _Result = TypeVar('_Result')
 
@@ -113,10 +112,9 @@ class DetectionService:
         parameters = request.query_params
         answer = AnswerFormat.parse(dict(parameters), len(parameters.multi_items()), request.headers.get('accept'))
         with self._count_upload():
-            data = await read_upload(request.receive, request.headers, self.limits, deadline)
-        header = check_image(data, self.limits.max_pixels)
+            upload = await read_upload(request.receive, request.headers, self.limits, deadline)
         with self._admit():
-            response = await _run_until_disconnect(self._answer(data, header, answer), request.receive, deadline)
+            response = await _run_until_disconnect(self._answer(upload, answer), request.receive, deadline)
         self.metrics.seconds.observe(time.perf_counter() - start)
         return response
 
@@ -144,11 +142,12 @@ class DetectionService:
         finally:
             self.n_admitted -= 1
 
-    async def _answer(self, data: bytes, header: ImageHeader, answer: AnswerFormat) -> Response:
+    async def _answer(self, upload: Upload, answer: AnswerFormat) -> Response:
         """Decode an image, detect in it and encode the answer."""
         start = time.perf_counter()
         apply_orientation = self.model.config.dialect.input.apply_orientation
         try:
+            data, header = await self._run(lambda: open_upload(upload, self.limits))
             async with self._decoded:  # few images are in memory, however many requests wait
                 pixels = await self._run(lambda: decode_image(data, header, apply_orientation=apply_orientation))
                 decoded = time.perf_counter()

@@ -6,6 +6,7 @@ import asyncio
 import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,26 @@ _FORM_OVERHEAD = 4096  # bytes of boundaries and headers
 _EXPECTED_TYPE = 'send the bytes of an image with Content-Type: image/jpeg (or another image/ type), or a form'
 
 
-async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadline: Deadline) -> bytes:
-    """Read the image file of a request into memory.
+#: Maximum number of reads in the header of an image.  Readers take a part, or a byte of text, at a time; large files of
+#: common programs need a few thousand.  Without the limit, a header of 20 MiB in parts of 2 bytes takes 20 s.
+MAX_HEADER_READS = 100_000
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A request body.
+
+    Args:
+        data: The image file, or a form that contains it.
+        boundary: The boundary of the form; ``None`` for an image file.
+    """
+
+    data: bytes
+    boundary: bytes | None = None
+
+
+async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadline: Deadline) -> Upload:
+    """Read the request body into memory.
 
     Args:
         receive: Receives the parts of the request body.
@@ -49,7 +68,7 @@ async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadli
         deadline: The end of the request's time.
 
     Raises:
-        RequestError: The request contains no image, or is too large or too slow.
+        RequestError: The request body has another type, or is too large or too slow.
         ClientDisconnected: The client has closed the connection.
     """
     kind, options = parse_options_header(headers.get('content-type'))
@@ -60,11 +79,7 @@ async def read_upload(receive: Receive, headers: Headers, limits: Limits, deadli
         )
     max_bytes = limits.max_bytes + (_FORM_OVERHEAD if is_form else 0)
     data = await _read_body(receive, headers.get('content-length'), max_bytes, limits, deadline)
-    if is_form:
-        data = parse_form(data, options.get(b'boundary', b''))
-    if len(data) > limits.max_bytes:
-        raise _too_large(limits)
-    return data
+    return Upload(data, options.get(b'boundary', b'') if is_form else None)
 
 
 async def _read_body(
@@ -96,6 +111,18 @@ def _too_large(limits: Limits) -> RequestError:
     return RequestError(413, f'the image is larger than {limits.max_bytes / MIB:g} MiB, the limit of this server')
 
 
+def open_upload(upload: Upload, limits: Limits) -> tuple[bytes, ImageHeader]:
+    """Return the image file of a request body, and its header.
+
+    Raises:
+        RequestError: There is no image, its header is damaged, or it is too large.
+    """
+    data = upload.data if upload.boundary is None else parse_form(upload.data, upload.boundary)
+    if len(data) > limits.max_bytes:
+        raise _too_large(limits)
+    return data, check_image(data, limits.max_pixels)
+
+
 def parse_form(data: bytes, boundary: bytes) -> bytes:
     """Return the content of the field ``image`` of a form.
 
@@ -125,7 +152,7 @@ class _Form:
 
     def __init__(self) -> None:
         self.is_complete = False
-        self._fields: list[tuple[str, bytearray]] = []
+        self._has_image = False
         self._name, self._value, self._disposition = b'', b'', b''
         self._content = bytearray()
 
@@ -135,8 +162,8 @@ class _Form:
             'on_header_field': self._collect('_name'),
             'on_header_value': self._collect('_value'),
             'on_header_end': self._end_header,
+            'on_headers_finished': self._end_headers,
             'on_part_data': lambda data, start, end: self._content.extend(memoryview(data)[start:end]),
-            'on_part_end': self._end,
             'on_end': lambda: setattr(self, 'is_complete', True),
         }
 
@@ -147,29 +174,41 @@ class _Form:
         return collect
 
     def _begin(self) -> None:
-        self._disposition, self._content = b'', bytearray()
+        if self._has_image:
+            raise RequestError(400, f'the form has further fields after {IMAGE_FIELD}, its only one')
+        self._disposition = b''
 
     def _end_header(self) -> None:
         if self._name.lower() == b'content-disposition':
             self._disposition = self._value
         self._name = self._value = b''
 
-    def _end(self) -> None:
-        name = parse_options_header(self._disposition)[1].get(b'name', b'')
-        self._fields.append((name.decode('utf-8', 'replace'), self._content))
+    def _end_headers(self) -> None:
+        name = parse_options_header(self._disposition)[1].get(b'name', b'').decode('utf-8', 'replace')
+        if name != IMAGE_FIELD:
+            raise RequestError(
+                400,
+                f'unknown field {describe_value(name)} of the form; {IMAGE_FIELD} is its only field, '
+                'parameters are in the URL',
+            )
+        self._has_image = True
 
     def image(self) -> bytes:
-        names = [name for name, _ in self._fields]
-        for name in names:
-            if name != IMAGE_FIELD:
-                raise RequestError(
-                    400,
-                    f'unknown field {describe_value(name)} of the form; {IMAGE_FIELD} is its only field, '
-                    'parameters are in the URL',
-                )
-        if len(names) != 1:
-            raise RequestError(400, f'the form has {counted(len(names), "field")} named {IMAGE_FIELD}, expected 1')
-        return bytes(self._fields[0][1])
+        if not self._has_image:
+            raise RequestError(400, f'the form has no field {IMAGE_FIELD}')
+        return bytes(self._content)
+
+
+class _HeaderFile(io.BytesIO):
+    """A file that ends the reading of a header that is made to occupy the reader."""
+
+    _n_reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._n_reads += 1
+        if self._n_reads > MAX_HEADER_READS:
+            raise ValueError('the header has too many parts')
+        return super().read(size)
 
 
 def check_image(data: bytes, max_pixels: int) -> ImageHeader:
@@ -191,7 +230,9 @@ def check_image(data: bytes, max_pixels: int) -> ImageHeader:
         raise RequestError(415, str(error)) from None
     try:
         with image_file_errors('image'):
-            header = read_header(io.BytesIO(data))
+            header = read_header(_HeaderFile(data))
+            structure = header.structure if header.format == 'JPEG' else None
+            n_scans = count_jpeg_scans(data, structure) if isinstance(structure, Parts) else 0
     except ImageFileError as error:
         raise RequestError(422, error.reason) from None
     height, width = header.size
@@ -199,10 +240,8 @@ def check_image(data: bytes, max_pixels: int) -> ImageHeader:
         raise RequestError(
             422, f'the image has {width} x {height} pixels, more than {max_pixels:,}, the limit of this server'
         )
-    if header.format == 'JPEG' and isinstance(header.structure, Parts):
-        n_scans = count_jpeg_scans(data, header.structure)
-        if n_scans > MAX_JPEG_SCANS:
-            raise RequestError(422, f'the image has {counted(n_scans, "scan")}, more than {MAX_JPEG_SCANS}')
+    if n_scans > MAX_JPEG_SCANS:
+        raise RequestError(422, f'the image has {counted(n_scans, "scan")}, more than {MAX_JPEG_SCANS}')
     return header
 
 
