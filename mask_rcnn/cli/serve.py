@@ -205,7 +205,7 @@ def _serve(args: argparse.Namespace, listener: socket.socket) -> None:
 
 def _limits(args: argparse.Namespace) -> Limits:
     return Limits(
-        max_bytes=max(round(args.max_size * MIB), 1),
+        max_bytes=max(round(min(args.max_size, sys.maxsize) * MIB), 1),
         max_pixels=args.max_pixels,
         queue=args.queue,
         batch_size=args.batch_size,

@@ -174,6 +174,11 @@ def test_limits_of_the_command_line(apps):
     assert found.timeout == 7.5
 
 
+def test_a_size_that_no_file_has(apps):
+    assert cli.main([*ARGUMENTS, '--port', '0', '--max-size', '1e305']) == 0  # its bytes exceed a float
+    assert apps[0][0].limits.max_bytes > 1 << 60
+
+
 def test_an_address_that_other_machines_reach_is_a_warning(apps, capsys):
     assert cli.main([*ARGUMENTS, '--port', '0']) == 0
     assert capsys.readouterr().err == ''
