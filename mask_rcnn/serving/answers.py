@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ MEDIA_TYPES = (JSON, *PICTURE_SUFFIXES)
 MASK_FORMATS = ('rle', 'polygons', 'none')
 
 _PARAMETERS = ('score', 'masks')
+_NUMBER = re.compile(r'[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+', re.ASCII)  # float() also accepts '0_1'
+
+#: Maximum height and width of a JPEG file that libjpeg writes.
+_MAX_JPEG_SIDE = 65_500
+
+_QUALITY = re.compile(r'0(?:\.[0-9]*)?|1(?:\.0*)?')
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,18 @@ class AnswerFormat:
             raise RequestError(400, f'masks={describe_value(masks)} is not one of {", ".join(MASK_FORMATS)}')
         return cls(choose_media_type(accept), _parse_score(parameters.get('score')), masks)
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Check that the answer for an image of this height and width can be encoded.
+
+        Raises:
+            RequestError: The image is too large for a JPEG file.
+        """
+        if self.media_type == 'image/jpeg' and max(size) > _MAX_JPEG_SIDE:
+            height, width = size
+            raise RequestError(
+                406, f'{width} x {height} pixels do not fit into a JPEG file; expected Accept: image/png or {JSON}'
+            )
+
     def minimum_score(self, defaults: DefaultScores) -> float:
         """Return the minimum score of the detections in the answer; 0 for all detections of the model."""
         if self.score is not None:
@@ -91,10 +110,7 @@ class AnswerFormat:
 def _parse_score(text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        score = float(text)
-    except ValueError:
-        score = -1.0
+    score = float(text) if _NUMBER.fullmatch(text) else -1.0
     if not 0 <= score <= 1:
         raise RequestError(400, f'score={describe_value(text)} is not a number from 0 to 1')
     return score
@@ -121,10 +137,7 @@ def _split_range(part: str) -> tuple[str, float]:
     media_range, *options = (word.strip().lower() for word in part.split(';'))
     for option in options:
         if option.startswith('q='):
-            try:
-                return media_range, float(option[2:])
-            except ValueError:
-                return media_range, 0.0
+            return media_range, float(option[2:]) if _QUALITY.fullmatch(option[2:]) else 0.0
     return media_range, 1.0
 
 

@@ -148,6 +148,7 @@ class DetectionService:
         apply_orientation = self.model.config.dialect.input.apply_orientation
         try:
             data, header = await self._run(lambda: open_upload(upload, self.limits))
+            answer.check_size(header.size)
             async with self._decoded:  # few images are in memory, however many requests wait
                 pixels = await self._run(lambda: decode_image(data, header, apply_orientation=apply_orientation))
                 decoded = time.perf_counter()

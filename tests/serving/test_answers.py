@@ -61,3 +61,19 @@ def test_default_scores():
     assert AnswerFormat('application/json').minimum_score(defaults) == 0.0  # all detections of the model
     assert AnswerFormat('image/png').minimum_score(defaults) == 0.7
     assert AnswerFormat('image/png', score=0.0).minimum_score(defaults) == 0.0
+
+
+@pytest.mark.parametrize('score', ['nan', 'inf', '1e400', '-0', '0_1', ' 1', '\u0660', '', '0x1', '.', '1' * 5000])
+def test_scores_that_are_not_numbers(score):
+    with pytest.raises(RequestError, match='is not a number from 0 to 1'):
+        AnswerFormat.parse({'score': score}, 1, None)
+
+
+@pytest.mark.parametrize(('score', 'expected'), [('0', 0), ('.5', 0.5), ('1.', 1), ('5e-1', 0.5), ('1e-400', 0)])
+def test_scores_that_are_numbers(score, expected):
+    assert AnswerFormat.parse({'score': score}, 1, None).score == expected
+
+
+@pytest.mark.parametrize('quality', ['nan', 'inf', '1e400', '-1', '2', ''])
+def test_a_quality_that_is_not_a_number_from_0_to_1_accepts_nothing(quality):
+    assert choose_media_type(f'application/json;q=0.1, image/png;q={quality}') == 'application/json'

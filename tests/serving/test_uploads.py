@@ -89,6 +89,14 @@ def test_an_image_at_the_limit_is_accepted(limited):
         limited.server.service.model.images.clear()
 
 
+def test_a_picture_that_does_not_fit_into_a_jpeg_file(server, client):
+    """The encoder refused it after the detection, with status 500."""
+    headers = {**PNG, 'Accept': 'image/jpeg'}
+    found = error_of(client.post('v1/detect', content=gray_png(9, (1, 65_501)), headers=headers))
+    assert found[0] == 406 and found[1].startswith('65501 x 1 pixels do not fit into a JPEG file')
+    assert client.post('v1/detect', content=gray_png(9, (1, 65_501)), headers=PNG).status_code == 200
+
+
 @pytest.mark.parametrize('progressive', [False, True])
 def test_scans_are_counted(progressive):
     data = jpeg_file(progressive)
