@@ -204,5 +204,5 @@ def describe_detections(detections: Detections, masks: str) -> Iterator[dict[str
 
 
 def to_json(content: Any) -> bytes:
-    """Return compact JSON in UTF-8."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(',', ':')).encode('utf-8')
+    """Return compact JSON in UTF-8; surrogates, which UTF-8 does not have, become question marks."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(',', ':')).encode('utf-8', 'replace')

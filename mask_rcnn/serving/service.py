@@ -54,9 +54,10 @@ class DetectionService:
         precision: str = 'fp32',
         warm_up: bool = True,
     ):
-        self.model, self.name, self.limits = model, name, limits or Limits()
+        self.model, self.limits = model, limits or Limits()
+        self.name = name.encode('utf-8', 'replace').decode()  # names of files may have bytes that are not UTF-8
         self.default_scores = DefaultScores(model.config.score_threshold, picture_score)
-        self.metrics = Metrics(name)
+        self.metrics = Metrics(self.name)
         self.is_stopping = False
         self.n_admitted = self.n_uploads = 0
         self.metrics.observe_state(lambda: self.n_admitted, lambda: self.n_uploads)

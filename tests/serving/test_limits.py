@@ -307,3 +307,13 @@ def test_the_rest_of_a_refused_request_is_not_read_for_ever(monkeypatch, server)
         connection.sendall(request_bytes('/no/such/page', content=b'', Content_Length='1000000'))
         status, data = read_answer(connection)
     assert status == 404 and b'connection: close' in data.lower()
+
+
+def test_names_that_utf_8_does_not_have():
+    model = GatedModel()
+    model.class_names = ('a\ud800',)
+    with RunningServer(model, name='model\udcff') as server:
+        answer = post(server, 1).json()
+        assert (answer['model'], answer['detections'][0]['class']) == ('model?', 'a?')
+        assert httpx.get(f'{server.url}v1/model').json()['classes'] == [{'id': 7, 'name': 'a?'}]
+        assert 'model="model?"' in httpx.get(f'{server.url}metrics').text

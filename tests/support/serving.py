@@ -83,9 +83,9 @@ class RunningServer:
         thread (threading.Thread): The thread of the server.
     """
 
-    def __init__(self, model, *, allowed=(), picture_score=0.7, **limits):
+    def __init__(self, model, *, name='model', allowed=(), picture_score=0.7, **limits):
         self.service = DetectionService(
-            model, 'model', limits=Limits(**limits), picture_score=picture_score, warm_up=False
+            model, name, limits=Limits(**limits), picture_score=picture_score, warm_up=False
         )
         self.listener = open_socket('127.0.0.1', 0)
         self.port = self.listener.getsockname()[1]
