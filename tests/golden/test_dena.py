@@ -265,6 +265,7 @@ def test_box_head(stages):
 # Detections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_detections(load_case, dena_golden, name):
     """From the photo: each stable detection with both presets, and not one more or less."""

@@ -53,6 +53,7 @@ def weights(case, matterport_golden, root, tmp_path_factory):
     return folder / 'shapes.npz'
 
 
+@pytest.mark.slow
 def test_demo_reproduces_the_detections_of_matterport(case, weights, root, tmp_path):
     picture = tmp_path / 'shapes7.png'
     cv2.imwrite(str(picture), case.arrays['image'][:, :, ::-1])

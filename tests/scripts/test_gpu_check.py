@@ -71,7 +71,7 @@ needs_proc = pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='reads t
 
 
 @needs_proc
-@pytest.mark.parametrize('jobs', [1, 3])
+@pytest.mark.parametrize('jobs', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_parts_end_independently(jobs, runner, parts, tmp_path):
     reported = []
     results = runner.PartRunner(tmp_path / 'logs', tmp_path, reported.append, jobs=jobs).run(parts)

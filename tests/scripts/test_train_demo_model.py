@@ -29,6 +29,7 @@ def test_size_and_classes(script, demo_model):
     assert all(param.dtype == np.float32 for param in model.params())
 
 
+@pytest.mark.slow
 def test_mask_ap_on_unseen_scenes(script, demo_model):
     """Evaluate on a tenth of the images that ``scripts/train_demo_model.py`` evaluates on.
 

@@ -76,6 +76,7 @@ def test_each_batch_size_is_timed_and_written(narrow_training, tmp_path, capsys)
     assert 'images/s' in text and len(text.splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_iterations_alternate_with_those_of_a_peer(narrow_training, stand_in, tmp_path, capsys):
     path = tmp_path / 'figures.json'
     assert narrow_training.main([*arguments('1', '2'), '--against', 'torch', '--json', str(path)]) == 0
@@ -88,6 +89,7 @@ def test_iterations_alternate_with_those_of_a_peer(narrow_training, stand_in, tm
     assert text.count('torch 0.0 ') == 2 and text.count('the peer takes') == 2
 
 
+@pytest.mark.slow
 def test_a_failing_peer_leaves_the_earlier_batch_sizes(narrow_training, peer, stand_in, tmp_path, monkeypatch, capsys):
     path, start = tmp_path / 'figures.json', peer.TrainingPeer.__init__
 
