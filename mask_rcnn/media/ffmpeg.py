@@ -32,6 +32,8 @@ FORMATS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
 }
 #: Encoders of H.264, whose usual pixels, with half the resolution of colours, have even sides.
 _H264 = ('libx264', 'libopenh264')
+#: Errors of writing, after which ffmpeg before version 6 can exit with status 0 and leave an incomplete file.
+_WRITE_ERROR = re.compile(rb'Error (?:writing trailer|closing file)|av_interleaved_write_frame|No space left')
 #: Seconds that a question to ffmpeg may take.
 _QUESTION_TIMEOUT = 20
 
@@ -131,7 +133,7 @@ class FrameEncoder:
             self._process.stdin.write(np.ascontiguousarray(frame).data)
         except (BrokenPipeError, OSError) as error:
             self._process.wait()
-            raise FFmpegError(self._last_message() or str(error)) from error
+            raise FFmpegError(last_line(self._read_messages())) from error
 
     def finish(self) -> None:
         """Write the end of the file; :meth:`abort` is to follow an error.
@@ -142,8 +144,10 @@ class FrameEncoder:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # ffmpeg has ended, and its status indicates the error
             self._process.stdin.close()
-        if self._process.wait():
-            raise FFmpegError(self._last_message())
+        status = self._process.wait()
+        messages = self._read_messages()
+        if status or _WRITE_ERROR.search(messages):
+            raise FFmpegError(last_line(messages))
         self._messages.close()
 
     def abort(self) -> None:
@@ -155,9 +159,9 @@ class FrameEncoder:
                 self._process.stdin.close()
         self._messages.close()
 
-    def _last_message(self) -> str:
+    def _read_messages(self) -> bytes:
         self._messages.seek(0)
-        return last_line(self._messages.read())
+        return self._messages.read()
 
 
 def last_line(messages: bytes) -> str:
@@ -208,6 +212,6 @@ def add_sound(
             check=False,
             **_own_group(),
         )
-        if done.returncode == 0:
+        if done.returncode == 0 and not _WRITE_ERROR.search(done.stderr):
             return
     raise FFmpegError(last_line(done.stderr))

@@ -151,6 +151,34 @@ def test_an_encoder_that_fails_leaves_one_line_and_no_file(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ['bin']
 
 
+@pytest.mark.parametrize(
+    ('message', 'reason'),
+    [
+        ('Error writing trailer of file:a.mp4: No space left on device', 'No space left on device'),
+        (
+            'Error closing file file:a.mp4: Input/output error',
+            'ffmpeg: Error closing file file:a.mp4: Input/output error',
+        ),
+    ],
+)
+def test_the_status_of_ffmpeg_does_not_hide_an_incomplete_file(tmp_path, monkeypatch, message, reason):
+    """Version 5.1 exits with status 0 if it cannot write the last part of a file."""
+    program = tmp_path / 'ffmpeg'
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *-encoders*) echo " V....D libx264 x"; exit;; esac\n'
+        f'cat > /dev/null\necho "{message}" >&2\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(video_writer, 'find_ffmpeg', lambda: str(program))
+    writer = VideoWriter(tmp_path / 'out.mp4', Fraction(30))
+    with pytest.raises(FileError) as caught:
+        write(writer, 3)
+    assert str(caught.value) == f'{tmp_path}/out.mp4: cannot be written: {reason}'
+    assert os.listdir(tmp_path) == ['ffmpeg']
+    with pytest.raises(ffmpeg.FFmpegError):
+        ffmpeg.add_sound(str(program), tmp_path, tmp_path, tmp_path, '.mp4', start=0.0, duration=1.0)
+
+
 def write_sound(path, loud):
     """Write two seconds of sound, of which one is loud."""
     times = np.arange(32000) / 16000
