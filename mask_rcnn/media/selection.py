@@ -41,6 +41,11 @@ class FrameSelection:
         """Return whether a frame's time is after the span."""
         return self.end is not None and seconds >= self.end - _TOLERANCE
 
+    def describe_absence(self) -> str:
+        """Return the error of a video without a frame in the span."""
+        span = f'at or after {self.start:g} s' + ('' if self.end is None else f' and before {self.end:g} s')
+        return f'the video has no frame {span}'
+
     def selects(self, index: int, video_rate: Fraction) -> bool:
         """Return whether the frame with an index, 0 for the first frame of the span, is selected."""
         if index % self.every:

@@ -192,6 +192,8 @@ class VideoSource:
             index += 1
         if is_ended:
             self._check_end(number - 1)
+        elif self.n_read == 0:
+            raise VideoError(self.name, self._selection.describe_absence())
 
     def _seek(self, capture: cv2.VideoCapture) -> int:
         """Move to the start of the span if the file can do that; returns the number of frames before the position."""
@@ -207,9 +209,8 @@ class VideoSource:
 
     def _check_end(self, n_frames: int) -> None:
         """Report a video that ends before the stated number of frames."""
-        start = self._selection.start
-        if self.n_read == 0 and start:
-            raise VideoError(self.name, f'the video has no frame at or after {start:g} s')
+        if self.n_read == 0 and self._selection.start:
+            raise VideoError(self.name, self._selection.describe_absence())
         if n_frames == 0:
             raise VideoError(self.name, 'the video has no frame that can be read')
         stated = self._stated_count
@@ -232,7 +233,7 @@ class VideoSource:
             begin = now if begin is None else begin
             seconds = now - begin
             if selection.is_after(seconds):
-                return
+                break
             if selection.is_before(seconds):
                 continue
             is_selected = index % selection.every == 0 and (rate is None or last < 0 or seconds - last >= 1 / rate)

@@ -60,9 +60,17 @@ def test_selected_frames(tmp_path, suffix, options, expected):
     assert source.n_frames == len(expected)
 
 
-def test_a_span_after_the_end_is_an_error(clip):
-    frames, error = read(VideoSource(clip, FrameSelection(start=99)))
-    assert not frames and str(error) == f'{clip}: the video has no frame at or after 99 s'
+@pytest.mark.parametrize(
+    ('options', 'span'),
+    [
+        ({'start': 99}, 'at or after 99 s'),
+        ({'start': 98, 'end': 99}, 'at or after 98 s and before 99 s'),
+        ({'start': 0.01, 'end': 0.02}, 'at or after 0.01 s and before 0.02 s'),
+    ],
+)
+def test_a_span_without_a_frame_is_an_error(clip, options, span):
+    frames, error = read(VideoSource(clip, FrameSelection(**options)))
+    assert not frames and str(error) == f'{clip}: the video has no frame {span}'
 
 
 def test_a_source_can_be_read_twice(clip):
