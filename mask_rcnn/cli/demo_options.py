@@ -101,7 +101,10 @@ def time(text: str) -> float:
 
 def frame_rate(text: str) -> Fraction:
     """Parse a number of frames per second."""
-    return Fraction(positive_float(text)).limit_denominator(1001)
+    rate = Fraction(positive_float(text)).limit_denominator(1001)
+    if not rate:
+        raise argparse.ArgumentTypeError(f'{text!r} is less than one frame in 1001 seconds')
+    return rate
 
 
 def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')) -> None:

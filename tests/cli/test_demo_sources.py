@@ -163,7 +163,11 @@ def test_frames_are_selected_only_in_videos(calls, tmp_path, capsys, words):  # 
 
 
 @pytest.mark.parametrize(
-    'words', [['--every', '0'], ['--start', 'x'], ['--end', '1:60'], ['--max-fps', '0'], ['--camera', '-1']]
+    'words',
+    [
+        *(['--every', '0'], ['--start', 'x'], ['--end', '1:60'], ['--camera', '-1']),
+        *(['--max-fps', '0'], ['--max-fps', '1e-4'], ['--max-fps', 'nan']),
+    ],
 )
 def test_bad_values_of_the_selection(capsys, words):
     with pytest.raises(SystemExit) as stop:
