@@ -48,7 +48,7 @@ def choose_outputs(sources: Sequence[Source], args: argparse.Namespace, *, is_si
     if is_video_output(Path(output)) and not os.path.isdir(output):
         for source in sources:
             if not source.is_video:
-                raise UsageError(f'--output {output}: {source.name} is an image, not a video')
+                raise UsageError(f'--output {output}: {source.name} is not a video')
     return paths_of_images([source.path for source in sources], output, several=not is_single)
 
 
