@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import glob
 import os
 import sys
@@ -13,6 +15,7 @@ from typing import NamedTuple
 from mask_rcnn.cli.command import UsageError, flag
 from mask_rcnn.io.atomic_file import open_for_reading
 from mask_rcnn.io.console import print_error, print_warning
+from mask_rcnn.io.file_kinds import N_KIND_BYTES, VIDEO, describe_kind
 from mask_rcnn.io.omissions import Omissions
 from mask_rcnn.media.selection import FrameSelection
 from mask_rcnn.media.sources import ImageBytes, ImageFile, Source
@@ -65,24 +68,13 @@ def find_sources(args: argparse.Namespace) -> FoundSources:
     if args.image.count(STANDARD_INPUT) > 1:
         raise UsageError('--image: - is given twice, but the standard input is one image')
     sources: list[Source] = []
-    n_failed = 0
+    errors = _Errors(args.strict)
     for argument in args.image:
-        try:
-            for place in _expand(argument):
-                try:
-                    sources += _open(place, selection, args)
-                except SOURCE_ERRORS as error:
-                    if args.strict:
-                        raise
-                    n_failed += 1
-                    print_error(str(error))
-        except ImageFileError as error:  # of a list or a pattern
-            if args.strict:
-                raise
-            n_failed += 1
-            print_error(str(error))
+        for place in _expand(argument, errors):
+            with errors.reported():
+                sources += _open(place, selection, args)
     _check_selection(args, sources)
-    return FoundSources(sources, n_failed, len(args.image) == 1 and not _is_collection(args.image[0]))
+    return FoundSources(sources, errors.n_reported, len(args.image) == 1 and not _is_collection(args.image[0]))
 
 
 def _check_selection(args: argparse.Namespace, sources: list[Source]) -> None:
@@ -105,44 +97,67 @@ def _is_pattern(path: Path) -> bool:
     return glob.has_magic(str(path)) and not os.path.lexists(path)
 
 
-def _expand(argument: str | Path) -> Iterator[str | Path]:
-    """Yield the files, folders and addresses of an argument.
+class _Errors:
+    """The errors of arguments, each of which is reported in one line before the others are used.
 
-    Raises:
-        ImageFileError: A list cannot be read, or no file matches a pattern.
+    Args:
+        is_strict: Whether the first error ends the command.
     """
-    if isinstance(argument, str):
-        yield argument
-    elif not _is_list(argument):
-        yield from _match(argument)
-    else:
-        yield from _read_list(Path(str(argument)[1:]))
+
+    def __init__(self, is_strict: bool):
+        self._is_strict = is_strict
+        self.n_reported = 0
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Report an error of the context."""
+        try:
+            yield
+        except SOURCE_ERRORS as error:
+            if self._is_strict:
+                raise
+            self.n_reported += 1
+            print_error(str(error))
 
 
-def _read_list(path: Path) -> Iterator[str | Path]:
+def _expand(argument: str | Path, errors: _Errors) -> Iterator[str | Path]:
+    """Yield the files, folders and addresses of an argument."""
+    entries = [argument]
+    if isinstance(argument, Path) and _is_list(argument):
+        entries = []
+        with errors.reported():
+            entries = _read_list(Path(str(argument)[1:]))
+    for entry in entries:
+        with errors.reported():
+            yield from _match(entry)
+
+
+def _read_list(path: Path) -> list[str | Path]:
+    """Return the entries of a list; an empty line and one with ``#`` at its start are none."""
     try:
         with open_for_reading(path) as (file, _):
-            lines = [os.fsdecode(line.strip()) for line in file.read().splitlines()]
+            content = file.read().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise ImageFileError(path, f'the list cannot be read: {(error.strerror or str(error)).lower()}') from error
+    if b'\0' in content:
+        raise ImageFileError(
+            path, 'is not a list (a text in UTF-8 with a file, folder, pattern or address in each line)'
+        )
+    lines = [os.fsdecode(line.strip()) for line in content.splitlines()]
     entries = [line for line in lines if line and not line.startswith('#')]
     if not entries:
         raise ImageFileError(path, 'the list names no image')
-    for line in entries:
-        if is_address(line):
-            yield line
-        else:
-            yield from _match(path.parent / line)
+    return [line if is_address(line) else path.parent / line for line in entries]
 
 
-def _match(path: Path) -> Iterator[Path]:
-    if not _is_pattern(path):
-        yield path
-        return
-    files = [name for name in map(Path, sorted(glob.glob(str(path), recursive=True))) if name.is_file()]
+def _match(entry: str | Path) -> list[str | Path]:
+    """Return the files that match a pattern, or what is not a pattern itself."""
+    if isinstance(entry, str) or not _is_pattern(entry):
+        return [entry]
+    files = [name for name in map(Path, sorted(glob.glob(str(entry), recursive=True))) if name.is_file()]
     if not files:
-        raise ImageFileError(path, 'no file matches this pattern')
-    yield from files
+        raise ImageFileError(entry, 'no file matches this pattern')
+    return [*files]
 
 
 def _open(place: str | Path, selection: FrameSelection, args: argparse.Namespace) -> list[Source]:
@@ -164,4 +179,6 @@ def _read_standard_input() -> bytes:
     data = sys.stdin.buffer.read() if sys.stdin is not None else b''
     if not data:
         raise ImageFileError('standard input', 'is empty; an image was expected')
+    if describe_kind(data[:N_KIND_BYTES]) == VIDEO:
+        raise ImageFileError('standard input', 'is a video; an image was expected (write the video to a file)')
     return data

@@ -81,18 +81,26 @@ def test_a_list(calls, tmp_path, capsys):  # noqa: F811
     for name in ('b.png', 'a.png', 'deep/c.png', 'deep/d.png', 'ü.png'):
         write_image(tmp_path / 'in' / name)
     absolute = write_image(tmp_path / 'e.png')
-    lines = ['# a comment', 'b.png', '', '  deep  ', 'gone.png', 'ü.png', '[a].png', absolute]
+    lines = ['\ufeff# a comment', '*.gone', 'b.png', '', '  deep  ', 'gone.png', 'ü.png', '[a].png', absolute]
     (tmp_path / 'in' / 'list.txt').write_bytes('\r\n'.join(lines).encode())
     assert call('--image', '@in/list.txt', '--output', 'out/') == 1
     captured = capsys.readouterr()
     expected = ['in/b.png', 'in/deep/c.png', 'in/deep/d.png', 'in/ü.png', 'in/a.png', absolute]
     assert [line.split(': ')[0] for line in captured.out.splitlines()] == expected
     assert 'error: in/gone.png: no such file or folder\n' in captured.err
+    assert 'error: in/*.gone: no file matches this pattern\n' in captured.err
 
 
 @pytest.mark.parametrize(
     ('content', 'reason'),
-    [(None, 'the list cannot be read: no such file or directory'), (b'# only\n\n', 'the list names no image')],
+    [
+        (None, 'the list cannot be read: no such file or directory'),
+        (b'# only\n\n', 'the list names no image'),
+        (
+            'a.png\r\n'.encode('utf-16'),
+            'is not a list (a text in UTF-8 with a file, folder, pattern or address in each line)',
+        ),
+    ],
 )
 def test_a_list_without_images(calls, tmp_path, capsys, content, reason):  # noqa: F811
     if content is not None:
@@ -131,7 +139,11 @@ def test_a_file_with_the_name_of_the_standard_input(calls, tmp_path, capsys):  #
 
 @pytest.mark.parametrize(
     ('data', 'reason'),
-    [(b'', 'is empty; an image was expected'), (b'no image', 'not an image of a known format')],
+    [
+        (b'', 'is empty; an image was expected'),
+        (b'no image', 'not an image of a known format'),
+        (b'\x1aE\xdf\xa3', 'is a video; an image was expected (write the video to a file)'),
+    ],
 )
 def test_a_standard_input_without_an_image(calls, capsys, stdin, data, reason):  # noqa: F811
     stdin(data)
@@ -183,7 +195,7 @@ def test_a_video_and_images_together(calls, tmp_path, capsys):  # noqa: F811
     image = write_image(tmp_path / 'a.png')
     video = write_video(tmp_path / 'clip.mp4', 3)
     error = refused('--image', image, video, '--output', 'out.mp4', capsys=capsys)
-    assert f'--output out.mp4: {image} is an image, not a video' in error
+    assert f'--output out.mp4: {image} is not a video' in error
     assert 'is one of the videos' in refused('--image', video, '--output', 'clip.mp4', capsys=capsys)
     error = refused('--image', image, video, '--annotations', 'labels/', capsys=capsys)
     assert 'clip.mp4 is a video; name a file' in error
