@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -53,7 +54,8 @@ class _OpenCVEncoder:
         if (height % 2 or width % 2) and codec != 'MJPG':
             self.note += f'; of {width}x{height} pixels, the last odd column or row is left out'
         self._n_frames = 0
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), float(rate), (width, height))
+        with _without_standard_error():  # to which OpenCV prints that it replaces the tag VP80, which WebM has not
+            self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), float(rate), (width, height))
         if not self._writer.isOpened():
             raise OSError(errno.EINVAL, f'OpenCV has no encoder for {suffix}; install ffmpeg')
 
@@ -72,6 +74,24 @@ class _OpenCVEncoder:
 
     def abort(self) -> None:
         self._writer.release()
+
+
+@contextlib.contextmanager
+def _without_standard_error() -> Iterator[None]:
+    """Discard what the process writes to the standard error within the context, also that of libraries."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 class VideoWriter:

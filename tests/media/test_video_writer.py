@@ -41,14 +41,14 @@ def write(writer, n_frames, size=SIZE):
 
 @pytest.mark.parametrize('program', PROGRAMS)
 @pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.avi', '.webm', '.MOV'])
-def test_frames_rate_and_size(tmp_path, make_writer, notes, program, suffix):
+def test_frames_rate_and_size(tmp_path, make_writer, notes, capfd, program, suffix):
     path = tmp_path / f'out{suffix}'
     write(make_writer(program, path, Fraction(25, 2)), 12)
     numbers, rate, size = read_video(path)
     assert numbers == list(range(12)) and size == SIZE and rate == pytest.approx(12.5, abs=0.01)
     assert os.listdir(tmp_path) == [path.name]
     lines = [f'{path}: ffmpeg is not on the PATH: OpenCV writes the video, without sound'] * (program == 'opencv')
-    assert notes == lines
+    assert notes == lines and capfd.readouterr() == ('', '')
 
 
 @needs_ffmpeg
