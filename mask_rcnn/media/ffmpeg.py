@@ -64,7 +64,7 @@ def _ask(program: str, *arguments: str) -> str:
     """Return the text that ffmpeg writes; it fails without an output, which does not matter."""
     command = [program, '-hide_banner', '-nostdin', *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_QUESTION_TIMEOUT, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=_QUESTION_TIMEOUT, check=False, **_own_group())
     except (OSError, subprocess.TimeoutExpired):
         return ''
     return (done.stdout + done.stderr).decode('utf-8', 'replace')
@@ -174,7 +174,7 @@ def last_line(messages: bytes) -> str:
 
 
 def _own_group() -> dict:
-    """Return the options that keep the terminal's Ctrl-C from a process, which is to finish its file."""
+    """Return the options that keep the terminal's Ctrl-C from a process, which is to finish its work."""
     if sys.platform == 'win32':
         return {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP}
     return {'start_new_session': True}

@@ -50,7 +50,8 @@ class _OpenCVEncoder:
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, suffix: str):
         self._path, (height, width) = path, size
         codec = _OPENCV_CODECS.get(suffix, 'mp4v')
-        self.note = 'ffmpeg is not on the PATH: OpenCV writes the video, without sound'
+        reason = f'ffmpeg has no encoder for {suffix}' if find_ffmpeg() else 'ffmpeg is not on the PATH'
+        self.note = f'{reason}: OpenCV writes the video, without sound'
         if (height % 2 or width % 2) and codec != 'MJPG':
             self.note += f'; of {width}x{height} pixels, the last odd column or row is left out'
         self._n_frames = 0

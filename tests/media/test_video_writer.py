@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import wave
 from fractions import Fraction
 
@@ -81,6 +82,26 @@ def test_opencv_states_a_size_that_it_changes(tmp_path, make_writer, notes):
     write(make_writer('opencv', tmp_path / 'out.mp4'), 4, (97, 131))
     assert read_video(tmp_path / 'out.mp4')[2] == (96, 130)
     assert notes[0].endswith('of 131x97 pixels, the last odd column or row is left out')
+
+
+def test_an_ffmpeg_without_an_encoder(tmp_path, notes, monkeypatch):
+    program = tmp_path / 'bin' / 'ffmpeg'
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho " V..... png x"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', str(program.parent))
+    write(VideoWriter(tmp_path / 'out.mp4', Fraction(30), report=notes.append), 3)
+    expected = 'ffmpeg has no encoder for .mp4: OpenCV writes the video, without sound'
+    assert notes == [f'{tmp_path}/out.mp4: {expected}'] and read_video(tmp_path / 'out.mp4')[0] == [0, 1, 2]
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='there are no process groups')
+def test_ctrl_c_of_a_terminal_does_not_reach_questions_to_ffmpeg(tmp_path):
+    """The terminal interrupts all processes of its group; the answer was empty then."""
+    program = tmp_path / 'ffmpeg'
+    program.write_text(f'#!{sys.executable}\nimport os\nprint(os.getpgrp())\n')
+    program.chmod(0o755)
+    assert int(ffmpeg._ask(str(program))) != os.getpgrp()
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
