@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -83,7 +84,32 @@ def check_outputs(sources: Sequence[Source], outputs: Sequence[Path] | None, arg
             raise UsageError(f'--output {args.output}: {output} is one of the {noun}')
         if os.path.lexists(output):  # new files need only their folder
             check_can_write(output)
+    _refuse_names_of_frames('--output', args.output, sources, outputs or ())
     _check_results(sources, outputs, args)
+
+
+def _refuse_names_of_frames(option: str, value: object, sources: Sequence[Source], names: Sequence[Path]) -> None:
+    """Refuse an image whose output or result would have the name of that of a frame of a video.
+
+    Args:
+        option: The option.
+        value: Its value.
+        sources: The sources.
+        names: The names of their outputs or results.
+
+    Raises:
+        UsageError: There is such an image.
+    """
+    videos = {
+        name: source
+        for name, source in zip(names, sources, strict=False)
+        if source.is_video and not can_write_video(name.suffix)
+    }
+    for name, source in zip(names, sources, strict=False):
+        prefix, _, number = name.stem.rpartition('_')
+        video = videos.get(name.with_name(prefix + name.suffix)) if prefix and re.fullmatch(r'\d{6,}', number) else None
+        if video is not None and not source.is_video:
+            raise UsageError(f'{option} {value}: {source.name} and a frame of {video.name} have the name {name.stem}')
 
 
 def _check_results(sources: Sequence[Source], outputs: Sequence[Path] | None, args: argparse.Namespace) -> None:
@@ -99,11 +125,15 @@ def _check_results(sources: Sequence[Source], outputs: Sequence[Path] | None, ar
             check_can_write(path)
             others.append((f'the file of {flag(name)}', path))
     if args.json is not None:
-        stems = Counter((image_id(source.path.stem), source.is_video) for source in sources)
-        for (number, is_video), count in stems.most_common(1):
+        ids = Counter((image_id(source.path.stem), source.is_video) for source in sources)
+        for (number, is_video), count in ids.most_common(1):
             if count > 1:
                 noun = counted(count, 'video' if is_video else 'image')
                 raise UsageError(f'--json {args.json}: {noun} have the image_id {number!r}')
+    names = paths_of_images([source.path for source in sources], './', several=True)
+    for name in ('json', 'masks', 'instance_masks'):
+        if getattr(args, name) is not None:
+            _refuse_names_of_frames(flag(name), getattr(args, name), sources, names)
     if args.masks and args.instance_masks and is_same_file(args.masks, args.instance_masks):
         raise UsageError('--masks and --instance-masks are the same folder')
     for name in ('masks', 'instance_masks'):
@@ -173,7 +203,7 @@ def _check_file(
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f'{option} {path}: not a file in an existing folder')
     if _identify(path) in set(map(_identify, [*_files(sources), *(outputs or ())])):
-        raise UsageError(f'{option} {path}: that is an image')
+        raise UsageError(f'{option} {path}: that is an image, a video or the output of one')
 
 
 def _identify(path: Path) -> object:

@@ -202,6 +202,17 @@ def test_a_video_and_images_together(calls, tmp_path, capsys):  # noqa: F811
     assert not calls
 
 
+@pytest.mark.parametrize('words', [['--output', 'out/'], ['--show', '--masks', 'm'], ['--show', '--json', 'a.json']])
+def test_an_image_with_the_name_of_a_frame(calls, tmp_path, capsys, words):  # noqa: F811
+    """The picture of the frame would be replaced without a word; other numbers are free."""
+    (tmp_path / 'in').mkdir()
+    image = write_image(tmp_path / 'in' / 'clip_000001.png')
+    video = write_video(tmp_path / 'clip.mp4', 3)
+    error = refused('--image', image, video, *words, capsys=capsys)
+    assert f'{words[-2]} {words[-1]}: {image} and a frame of {video} have the name clip_000001' in error
+    assert not calls
+
+
 def test_the_commands_of_the_page_are_accepted(root):
     """Each example of docs/video.md, with the files that exist in a checkout."""
     text = (root / 'docs' / 'video.md').read_text(encoding='utf-8')
