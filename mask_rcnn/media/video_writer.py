@@ -55,7 +55,7 @@ class _OpenCVEncoder:
         if (height % 2 or width % 2) and codec != 'MJPG':
             self.note += f'; of {width}x{height} pixels, the last odd column or row is left out'
         self._n_frames = 0
-        with _without_standard_error():  # to which OpenCV prints that it replaces the tag VP80, which WebM has not
+        with _without_standard_error():  # OpenCV prints that WebM does not support the tag VP80, and replaces it
             self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), float(rate), (width, height))
         if not self._writer.isOpened():
             raise OSError(errno.EINVAL, f'OpenCV has no encoder for {suffix}; install ffmpeg')
