@@ -301,21 +301,37 @@ class GraphBuilder:
         inputs: Sequence[tuple[Tensor, Sequence[str | int], str]],
         outputs: Sequence[tuple[Tensor, Sequence[str | int], str]],
     ) -> onnx.ModelProto:
-        """Return the model.
+        """Return the model, without the nodes and constants that none of its outputs needs.
+
+        Runtimes warn of constants that no node uses.
 
         Args:
             name: The name of the graph.
             inputs: Tensor, shape (a name for a length that varies) and description of each input.
             outputs: The same for each output.
         """
+        needed = {tensor.name for tensor, *_ in outputs}
+        nodes = []
+        for node in reversed(self._nodes[0]):
+            if not needed.isdisjoint(node.output):
+                nodes.append(node)
+                needed.update(_names_read(node))
         graph = helper.make_graph(
-            self._nodes[0],
+            nodes[::-1],
             name,
             [_declare(*declaration) for declaration in inputs],
             [_declare(*declaration) for declaration in outputs],
-            self._initializers,
+            [array for array in self._initializers if array.name in needed],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid('', OPSET)], ir_version=IR_VERSION)
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Return the names of the tensors that a node and the nodes of its loop read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _names_read(inner)
 
 
 def _declare(tensor: Tensor, shape: Sequence[str | int] | None, description: str = '') -> onnx.ValueInfoProto:

@@ -132,11 +132,34 @@ def test_the_file_is_of_the_standard_operators(proto):
     assert {node.domain for node in proto.graph.node} == {''}
 
 
+@pytest.mark.parametrize('dialect', ['detectron', 'detectron2'])
+def test_names_are_unique_and_constants_used(dialect):
+    """Runtimes warn of constants that no node uses."""
+    graph = export.export_model(mobilenet(dialect)).graph
+    nodes, read = [], {tensor.name for tensor in graph.output}
+
+    def collect(graph):
+        for node in graph.node:
+            nodes.append(node)
+            read.update(node.input)
+            for attribute in node.attribute:
+                read.update(output.name for output in attribute.g.output)
+                collect(attribute.g)
+
+    collect(graph)
+    constants = [array.name for array in graph.initializer]
+    for names in ([node.name for node in nodes], [*constants, *(name for node in nodes for name in node.output)]):
+        assert all(names) and len(set(names)) == len(names)
+    assert set(constants) <= read
+    assert all(read.intersection(node.output) for node in nodes)
+
+
 def test_names_show_the_structure(proto):
     """Viewers group nodes by the parts of their names."""
     parts = {node.name.split('/')[0] for node in proto.graph.node}
     assert {'network_input', 'extractor', 'rpn', 'proposals', 'box_head', 'detections', 'mask_head', 'masks'} <= parts
-    assert 'extractor/body/block1/depthwise/Conv' in {node.name for node in proto.graph.node}
+    names = {node.name for node in proto.graph.node}
+    assert {'extractor/body/block1/depthwise/Conv', 'masks/Loop'} <= names
 
 
 def test_weights_are_stored_once():

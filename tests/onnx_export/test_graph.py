@@ -1,6 +1,7 @@
 """The builder of ONNX graphs, in ONNX Runtime against NumPy."""
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip('onnxruntime')
@@ -66,3 +67,14 @@ def test_names_are_unique_and_equal_constants_are_shared():
     names = [node.name for node in graph.node]
     assert len(set(names)) == len(names) and 'head/Add' in names and 'head/Add_1' in names
     assert len(graph.initializer) == 2
+
+
+def test_nodes_and_constants_without_use_are_left_out():
+    def function(g, x):
+        unused = x * 5
+        (products,) = g.loop(x.size(0), lambda i: [x.take(i) * 7])
+        return [products, (unused + 3, x + 1)[1]]
+
+    graph = build(function, X).graph
+    assert {node.op_type for node in graph.node} == {'Shape', 'Reshape', 'Loop', 'Add', 'Identity'}
+    assert {float(onnx.numpy_helper.to_array(a).item()) for a in graph.initializer if a.data_type == 1} == {1, 7}
