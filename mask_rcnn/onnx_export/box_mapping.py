@@ -19,6 +19,14 @@ def invert_boxes(graph: GraphBuilder, boxes: Tensor, transform: GraphTransform) 
     return (boxes - _twice(transform.origin.cast(np.float32))) / _twice(transform.factors.cast(np.float32))
 
 
+def map_to_input(graph: GraphBuilder, boxes: Tensor, transform: GraphTransform, dialect: Dialect) -> Tensor:
+    """Return boxes of detections in pixels of the network input: the RoIs of the mask and keypoint heads.
+
+    For the arguments, see :func:`map_to_image`.
+    """
+    return boxes if dialect.detections.postprocess_in_input_space else apply_boxes(graph, boxes, transform)
+
+
 def map_to_image(graph: GraphBuilder, boxes: Tensor, transform: GraphTransform, dialect: Dialect) -> Tensor:
     """Return boxes of detections in pixels of the image: :func:`mask_rcnn.inference.predictor.map_to_image`.
 

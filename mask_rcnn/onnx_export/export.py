@@ -15,7 +15,7 @@ from mask_rcnn.inference.predictor import drops_empty_boxes
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.onnx_export.backbones import extract_features
-from mask_rcnn.onnx_export.box_mapping import apply_boxes, finish_boxes, has_area, map_to_image
+from mask_rcnn.onnx_export.box_mapping import finish_boxes, has_area, map_to_image, map_to_input
 from mask_rcnn.onnx_export.graph import GraphBuilder, Tensor
 from mask_rcnn.onnx_export.heads import classify_rois, predict_anchors, predict_heat_maps, predict_masks
 from mask_rcnn.onnx_export.keypoints import decode_keypoints
@@ -121,10 +121,8 @@ def _detect(graph: GraphBuilder, image: Tensor, model: MaskRCNN) -> dict[str, Te
     with graph.scope('extractor'):
         features = extract_features(x, model.extractor)
     detected = _detect_boxes(graph, features, transform, model)
-    rois = detected.boxes
-    if not config.dialect.detections.postprocess_in_input_space:
-        with graph.scope('output'):
-            rois = apply_boxes(graph, rois, transform)
+    with graph.scope('output'):
+        rois = map_to_input(graph, detected.boxes, transform, config.dialect)
     outputs = {
         'boxes': detected.image_boxes.take([1, 0, 3, 2], axis=1),
         'labels': detected.labels,

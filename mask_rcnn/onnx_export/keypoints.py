@@ -8,22 +8,13 @@ from operator import add
 import numpy as np
 
 from mask_rcnn.config import Config
-from mask_rcnn.onnx_export.box_mapping import apply_boxes, invert_boxes
+from mask_rcnn.onnx_export.box_mapping import invert_boxes, map_to_input
 from mask_rcnn.onnx_export.graph import GraphBuilder, Tensor
 from mask_rcnn.onnx_export.resize import clip_index, split_positions
 from mask_rcnn.onnx_export.transform import GraphTransform
 
 #: The parameter of bicubic interpolation (Keys 1981).
 _A = -0.75
-
-
-def keypoint_rois(graph: GraphBuilder, boxes: Tensor, transform: GraphTransform, config: Config) -> Tensor:
-    """Return the RoIs of the keypoint head ``(R, 4)`` float32, in pixels of the network input.
-
-    For the arguments, see :func:`decode_keypoints`.
-    """
-    in_input = config.dialect.detections.postprocess_in_input_space
-    return boxes if in_input else apply_boxes(graph, boxes, transform)
 
 
 def decode_keypoints(
@@ -46,16 +37,15 @@ def decode_keypoints(
     """
     dialect = config.dialect
     in_input, decode_in_input = dialect.detections.postprocess_in_input_space, dialect.keypoints.decode_in_input
-    with graph.scope('keypoints'):
-        if decode_in_input:
-            boxes = keypoint_rois(graph, boxes, transform, config)
-        elif in_input:
-            boxes = invert_boxes(graph, boxes, transform)
-        points, values = _decode(heat_maps, boxes, dialect.keypoints.softmax_grid == 'predicted')
-        if decode_in_input:
-            factors, origin = (tensor.cast(np.float32) for tensor in (transform.factors, transform.origin))
-            points = (points - origin) / factors
-        return graph.concat([points, values], axis=2)
+    if decode_in_input:
+        boxes = map_to_input(graph, boxes, transform, dialect)
+    elif in_input:
+        boxes = invert_boxes(graph, boxes, transform)
+    points, values = _decode(heat_maps, boxes, dialect.keypoints.softmax_grid == 'predicted')
+    if decode_in_input:
+        factors, origin = (tensor.cast(np.float32) for tensor in (transform.factors, transform.origin))
+        points = (points - origin) / factors
+    return graph.concat([points, values], axis=2)
 
 
 def _decode(heat_maps: Tensor, boxes: Tensor, sum_predicted: bool) -> tuple[Tensor, Tensor]:

@@ -51,35 +51,34 @@ def paste_masks(
         ``(R, H, W)`` bool.
     """
     conventions = dialect.masks
-    with graph.scope('masks'):
-        finite = graph.op('IsNaN', boxes, dtype=bool).where(0, boxes)
-        corners = finite.maximum(-_MAX_CORNER).minimum(_MAX_CORNER)
-        make_axis = _continuous_axis if conventions.continuous_box else _whole_axis
-        height, width = (transform.size.slice(axis, axis + 1) for axis in (0, 1))
-        rows = make_axis(corners.take(0, axis=1), corners.take(2, axis=1), probs.size(1), height, conventions)
-        columns = make_axis(corners.take(1, axis=1), corners.take(3, axis=1), probs.size(2), width, conventions)
-        padding, margin = (0, 1) if conventions.continuous_box else (conventions.padding, conventions.margin)
-        frame = padding + margin
-        padded = graph.op('Pad', probs, graph.constant(np.array([0, frame, frame] * 2)))
-        min_probs = None
-        if margin and not conventions.continuous_box:
-            min_probs = graph.op('ReduceMin', probs, graph.constant(np.array([1, 2])), keepdims=0)
+    finite = graph.op('IsNaN', boxes, dtype=bool).where(0, boxes)
+    corners = finite.maximum(-_MAX_CORNER).minimum(_MAX_CORNER)
+    make_axis = _continuous_axis if conventions.continuous_box else _whole_axis
+    height, width = (transform.size.slice(axis, axis + 1) for axis in (0, 1))
+    rows = make_axis(corners.take(0, axis=1), corners.take(2, axis=1), probs.size(1), height, conventions)
+    columns = make_axis(corners.take(1, axis=1), corners.take(3, axis=1), probs.size(2), width, conventions)
+    padding, margin = (0, 1) if conventions.continuous_box else (conventions.padding, conventions.margin)
+    frame = padding + margin
+    padded = graph.op('Pad', probs, graph.constant(np.array([0, frame, frame] * 2)))
+    min_probs = None
+    if margin and not conventions.continuous_box:
+        min_probs = graph.op('ReduceMin', probs, graph.constant(np.array([1, 2])), keepdims=0)
 
-        def paste(r: Tensor) -> list[Tensor]:
-            values = _interpolate(padded.take(r), rows, columns, r, margin)
-            if min_probs is not None:
-                values = values.maximum(min_probs.take(r))
-            threshold = conventions.threshold
-            mask = values >= threshold if conventions.threshold_inclusive else values > threshold
-            before = [axis.begin.take(r.reshape(1)) for axis in (rows, columns)]
-            after = [
-                size - axis.end.take(r.reshape(1)) for size, axis in zip((height, width), (rows, columns), strict=True)
-            ]
-            return [graph.op('Pad', mask, graph.concat([*before, *after]))]
+    def paste(r: Tensor) -> list[Tensor]:
+        values = _interpolate(padded.take(r), rows, columns, r, margin)
+        if min_probs is not None:
+            values = values.maximum(min_probs.take(r))
+        threshold = conventions.threshold
+        mask = values >= threshold if conventions.threshold_inclusive else values > threshold
+        before = [axis.begin.take(r.reshape(1)) for axis in (rows, columns)]
+        after = [
+            size - axis.end.take(r.reshape(1)) for size, axis in zip((height, width), (rows, columns), strict=True)
+        ]
+        return [graph.op('Pad', mask, graph.concat([*before, *after]))]
 
-        (masks,) = graph.loop(probs.size(0), paste)
-        # Without iterations, the other lengths of the loop's output are undefined.
-        return masks.reshape(probs.size(0), height, width)
+    (masks,) = graph.loop(probs.size(0), paste)
+    # Without iterations, the other lengths of the loop's output are undefined.
+    return masks.reshape(probs.size(0), height, width)
 
 
 def _whole_axis(low: Tensor, high: Tensor, mask_size: Tensor, size: Tensor, conventions: MaskConventions) -> _BoxAxis:

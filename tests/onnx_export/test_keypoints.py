@@ -7,7 +7,8 @@ pytest.importorskip('onnxruntime')
 
 from mask_rcnn.config import DETECTRON, DETECTRON2, DIALECTS, Config
 from mask_rcnn.models.keypoint_head import KeypointHead
-from mask_rcnn.onnx_export.keypoints import decode_keypoints, keypoint_rois
+from mask_rcnn.onnx_export.box_mapping import map_to_input
+from mask_rcnn.onnx_export.keypoints import decode_keypoints
 from mask_rcnn.preprocessing.image_transform import input_transform
 from tests.support.onnx_graphs import constant_transform, run_graph
 
@@ -27,7 +28,7 @@ def run(heat_maps, boxes, transform, config):
     def outputs(graph, heat_maps, boxes):
         mapping = constant_transform(graph, transform)
         return [
-            keypoint_rois(graph, boxes, mapping, config),
+            map_to_input(graph, boxes, mapping, config.dialect),
             decode_keypoints(graph, heat_maps, boxes, mapping, config),
         ]
 
