@@ -65,10 +65,10 @@ def clip_boxes(boxes: Tensor, size: Tensor, *, offset: float, origin: Tensor | N
     else:
         low = origin.cast(np.float32)
         high = low + size.cast(np.float32) - offset
-        low = _of_both_corners(low)
-    return boxes.maximum(low).minimum(_of_both_corners(high))
+        low = of_both_corners(low)
+    return boxes.maximum(low).minimum(of_both_corners(high))
 
 
-def _of_both_corners(pair: Tensor) -> Tensor:
-    """Return the values of ``y`` and ``x`` twice, ``(4,)``."""
+def of_both_corners(pair: Tensor) -> Tensor:
+    """Return the values ``(2,)`` of ``y`` and ``x`` for both corners of a box, ``(4,)``."""
     return pair.graph.concat([pair, pair])

@@ -122,7 +122,7 @@ def _detect(graph: GraphBuilder, image: Tensor, model: MaskRCNN) -> dict[str, Te
         features = extract_features(x, model.extractor)
     detected = _detect_boxes(graph, features, transform, model)
     with graph.scope('output'):
-        rois = map_to_input(graph, detected.boxes, transform, config.dialect)
+        rois = map_to_input(detected.boxes, transform, config.dialect)
     outputs = {
         'boxes': detected.image_boxes.take([1, 0, 3, 2], axis=1),
         'labels': detected.labels,
@@ -156,11 +156,11 @@ def _detect_boxes(
     with graph.scope('detections'):
         boxes, labels, scores = select_detections(graph, rois, probs, box_deltas, transform, config)
     with graph.scope('output'):
-        image_boxes = finish_boxes(graph, map_to_image(graph, boxes, transform, dialect), dialect)
+        image_boxes = finish_boxes(map_to_image(boxes, transform, dialect), dialect)
         detected = _Detected(boxes, labels, scores, image_boxes)
         if not drops_empty_boxes(dialect):
             return detected
-        is_kept = has_area(graph, image_boxes)
+        is_kept = has_area(image_boxes)
         return _Detected(*(tensor.compress(is_kept) for tensor in detected))
 
 

@@ -38,9 +38,9 @@ def decode_keypoints(
     dialect = config.dialect
     in_input, decode_in_input = dialect.detections.postprocess_in_input_space, dialect.keypoints.decode_in_input
     if decode_in_input:
-        boxes = map_to_input(graph, boxes, transform, dialect)
+        boxes = map_to_input(boxes, transform, dialect)
     elif in_input:
-        boxes = invert_boxes(graph, boxes, transform)
+        boxes = invert_boxes(boxes, transform)
     points, values = _decode(heat_maps, boxes, dialect.keypoints.softmax_grid == 'predicted')
     if decode_in_input:
         factors, origin = (tensor.cast(np.float32) for tensor in (transform.factors, transform.origin))

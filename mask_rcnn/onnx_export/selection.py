@@ -64,7 +64,7 @@ def _class_boxes(
     in_input = dialect.detections.postprocess_in_input_space
     boxes = decode_boxes(
         graph,
-        (rois if in_input else invert_boxes(graph, rois, transform)).expand_dims(1),
+        (rois if in_input else invert_boxes(rois, transform)).expand_dims(1),
         deltas.reshape(deltas.size(0), 1 + config.n_fg_class, 4).slice(1, axis=1),
         weights=dialect.boxes.box_delta_weights,
         offset=dialect.boxes.offset,

@@ -31,9 +31,9 @@ def test_detections_are_mapped_to_the_image(rng, dialect, size, n):
     transform = input_transform(size, Config(dialect=dialect, min_size=320, max_size=512))
 
     def outputs(graph, boxes):
-        mapped = graph_boxes.map_to_image(graph, boxes, constant_transform(graph, transform), dialect)
-        finished = graph_boxes.finish_boxes(graph, mapped, dialect)
-        return [mapped, finished, graph_boxes.has_area(graph, finished)]
+        mapped = graph_boxes.map_to_image(boxes, constant_transform(graph, transform), dialect)
+        finished = graph_boxes.finish_boxes(mapped, dialect)
+        return [mapped, finished, graph_boxes.has_area(finished)]
 
     boxes = random_boxes(rng, n)
     mapped = predictor.map_to_image(boxes, transform, dialect)
@@ -51,7 +51,7 @@ def test_boxes_are_mapped_between_image_and_input(rng, dialect, size):
 
     def outputs(graph, boxes):
         mapping = constant_transform(graph, transform)
-        return [function(graph, boxes, mapping) for function in (graph_boxes.apply_boxes, graph_boxes.invert_boxes)]
+        return [function(boxes, mapping) for function in (graph_boxes.apply_boxes, graph_boxes.invert_boxes)]
 
     boxes = random_boxes(rng, 50)
     applied, inverted = run_graph(outputs, boxes)
@@ -61,11 +61,11 @@ def test_boxes_are_mapped_between_image_and_input(rng, dialect, size):
 
 def test_boxes_without_height_or_width_have_no_area():
     boxes = np.array([(0, 0, 1, 1), (0, 0, 0, 5), (0, 0, 5, 0), (3, 3, 2, 9), (-2, -2, -1, -1)], np.float32)
-    (found,) = run_graph(lambda graph, boxes: graph_boxes.has_area(graph, boxes), boxes)
+    (found,) = run_graph(lambda graph, boxes: graph_boxes.has_area(boxes), boxes)
     np.testing.assert_array_equal(found, [True, False, False, False, True])
 
 
 def test_integer_boxes_end_after_their_last_pixel():
     boxes = np.array([(0.5, 1.5, 3.4, 3.6)], np.float32)
-    (found,) = run_graph(lambda graph, boxes: graph_boxes.finish_boxes(graph, boxes, MATTERPORT), boxes)
+    (found,) = run_graph(lambda graph, boxes: graph_boxes.finish_boxes(boxes, MATTERPORT), boxes)
     np.testing.assert_array_equal(found, [(0, 2, 4, 5)])

@@ -28,7 +28,7 @@ def run(heat_maps, boxes, transform, config):
     def outputs(graph, heat_maps, boxes):
         mapping = constant_transform(graph, transform)
         return [
-            map_to_input(graph, boxes, mapping, config.dialect),
+            map_to_input(boxes, mapping, config.dialect),
             decode_keypoints(graph, heat_maps, boxes, mapping, config),
         ]
 
