@@ -69,7 +69,10 @@ def test_detections(name):
         compare_detections(run_detections(runtime, image, model), expected)
 
 
-@pytest.mark.parametrize('name', ['detectron', 'matterport', 'torchvision', 'detectron2'])
+@pytest.mark.parametrize(
+    'name',
+    ['detectron', 'matterport', *(pytest.param(n, marks=pytest.mark.slow) for n in ('torchvision', 'detectron2'))],
+)
 def test_images_of_a_single_row(name):
     model = mobilenet(name)
     runtime = session(export.export_model(model))
