@@ -11,6 +11,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NoReturn, TextIO, cast
@@ -25,6 +26,7 @@ from mask_rcnn.ops.runtime.parallel import limit_threads
 from mask_rcnn.training.distributed import (
     Communicator,
     DistributedError,
+    Notes,
     ProcessError,
     create_communicator,
     fail_together,
@@ -35,12 +37,14 @@ from mask_rcnn.training.distributed import (
 #: Exit status after an interrupt.
 _INTERRUPTED = 130
 
+#: Seconds for process 0 to report an error that the other processes have as well; see :func:`_let_main_report`.
+_REPORT_TIME = 30
 
 #: Written if the processes are killed.
 _KILLED = 'error: the processes were ended: one of them was killed, or mpiexec was interrupted'
 
 
-class _Notes(io.StringIO):
+class _Lines(io.StringIO):
     """The standard error of a process other than process 0."""
 
     encoding = 'utf-8'
@@ -53,6 +57,18 @@ class _Notes(io.StringIO):
         return text
 
 
+class _ConsoleNotes(Notes):
+    """The lines about the work.  Those about the preparation of another process are also printed by process 0."""
+
+    def take(self) -> str:
+        lines = _lines()
+        return '' if lines is None else lines.take()
+
+    def print(self, text: str) -> None:
+        for line in text.splitlines():
+            print_note(line)
+
+
 @contextlib.contextmanager
 def quiet_unless_main() -> Iterator[None]:
     """Let only process 0 of a launcher print within the context; others collect their standard error."""
@@ -60,13 +76,35 @@ def quiet_unless_main() -> Iterator[None]:
         yield
         return
     with open(os.devnull, 'w', encoding='utf-8') as null:
-        streams = ConsoleStream(null), ConsoleStream(_Notes())
+        streams = ConsoleStream(null), ConsoleStream(_Lines())
         before = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
         try:
             yield
+        except SystemExit as stop:  # bad arguments
+            if stop.code:
+                _let_main_report()
+            raise
         finally:
             sys.stdout, sys.stderr = before
+
+
+def _let_main_report() -> None:
+    """Wait before this process ends with an error, unless it is process 0; then print the error, if it is still alive.
+
+    The launcher ends all processes when one has failed, usually before process 0 has printed the same error.
+    """
+    lines = _lines()
+    if lines is not None and sys.__stderr__ is not None:
+        time.sleep(_REPORT_TIME)
+        with contextlib.suppress(OSError):
+            sys.__stderr__.write(lines.take())
+
+
+def _lines() -> _Lines | None:
+    """Return the standard error of this process if it is not process 0."""
+    stream = getattr(sys.stderr, 'stream', None)
+    return stream if isinstance(stream, _Lines) else None
 
 
 def run_shared(action: Callable[[Communicator], int], errors: tuple[type[Exception], ...]) -> int:
@@ -79,21 +117,23 @@ def run_shared(action: Callable[[Communicator], int], errors: tuple[type[Excepti
         errors: Types of errors whose message is a complete line.
 
     Returns:
-        The exit status, which is that of process 0 for the launcher.
+        The exit status: that of the action in process 0, 0 in the others if they have ended together.
     """
     if n_launched() == 1:
         return run_and_report_errors(partial(action, Communicator()), errors)
-    try:
-        communicator = create_communicator('naive')  # also for GPUs: only results are sent
-    except DistributedError as error:
-        return report_error(str(error))
-    _forward_notes(communicator)
-    limit_threads(communicator.n_cpus())
-    with _cleaner(_KILLED if communicator.is_main else ''):
+    with _cleaner(_KILLED if launched_rank() == 0 else ''):  # before MPI, which restricts the start of programs
+        try:
+            communicator = create_communicator('naive')  # also for GPUs: only results are sent
+        except DistributedError as error:
+            status = report_error(str(error))
+            _let_main_report()
+            return status
+        communicator.notes = _ConsoleNotes()
+        limit_threads(communicator.n_cpus())
         status = run_and_report_errors(partial(_run, communicator, action), errors)
     if status == _INTERRUPTED:
         _end()
-    return status
+    return status if communicator.is_main else 0  # the launcher's is that of the first process that fails
 
 
 def _run(communicator: Communicator, action: Callable[[Communicator], int]) -> int:
@@ -101,19 +141,6 @@ def _run(communicator: Communicator, action: Callable[[Communicator], int]) -> i
         return fail_together(communicator, action)
     except ProcessError as error:
         return report_error(error.reason)
-
-
-def _forward_notes(communicator: Communicator) -> None:
-    """Let process 0 print the lines about the work of the others; those about their preparation are its own."""
-    stream = getattr(sys.stderr, 'stream', None)
-    if isinstance(stream, _Notes):
-        communicator.take_notes = stream.take  # type: ignore[method-assign]
-    communicator.print_notes = _print_notes  # type: ignore[method-assign]
-
-
-def _print_notes(text: str) -> None:
-    for line in text.splitlines():
-        print_note(line)
 
 
 @contextlib.contextmanager

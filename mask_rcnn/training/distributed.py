@@ -70,6 +70,20 @@ class ProcessError(DistributedError):
         self.rank, self.reason = rank, reason
 
 
+class Notes:
+    """The lines that processes print about an item of shared work, which process 0 prints before its result.
+
+    By default, there are none.
+    """
+
+    def take(self) -> str:
+        """Return the lines that this process has printed since the last call."""
+        return ''
+
+    def print(self, text: str) -> None:
+        """Print the lines of another process."""
+
+
 class Communicator:
     """Communication between the processes of a run.  This base class implements a run with a single process.
 
@@ -80,19 +94,14 @@ class Communicator:
         size (int): Number of processes.
         intra_rank (int): Index of this process on its host, which is also its CUDA device id.
         failed_together (bool): True after :meth:`agree` has raised, so that all processes do the same.
+        notes (Notes): The lines about the items of :meth:`map_in_order`.
     """
 
     rank = 0
     size = 1
     intra_rank = 0
     failed_together = False
-
-    def take_notes(self) -> str:
-        """Return the lines about the work that this process has printed since the last call; none by default."""
-        return ''
-
-    def print_notes(self, text: str) -> None:
-        """Print the lines of another process; not at all by default."""
+    notes = Notes()
 
     @property
     def is_main(self) -> bool:
@@ -233,7 +242,7 @@ def n_launched() -> int:
 
 def launched_rank() -> int:
     """Return the index of this process, from a launcher's environment variables; 0 without a launcher."""
-    return _read_environment(_RANK_VARIABLES, 0)
+    return _read_environment(_RANK_VARIABLES, 0) if n_launched() > 1 else 0
 
 
 def _read_environment(variables: tuple[str, ...], default: int) -> int:
@@ -339,9 +348,9 @@ class _MPICommunicator(Communicator):
             with contextlib.closing(compute(indices)) as results:
                 if not self.is_main:
                     yield iter(())
-                    sharing.Sender(self._mpi, self.take_notes).send(results)
+                    sharing.Sender(self._mpi, self.notes.take).send(results)
                     return
-                receiver = sharing.Receiver(self._mpi, self.size, results, self.print_notes)
+                receiver = sharing.Receiver(self._mpi, self.size, results, self.notes.print)
                 try:
                     yield receiver.in_order(n, block)
                 except Exception:  # after an interrupt, the others may have ended
@@ -407,23 +416,23 @@ class _AgreeingCommunicator(Communicator):
         self.rank, self.size, self.intra_rank = communicator.rank, communicator.size, communicator.intra_rank
 
     def gather(self, obj: Any) -> list | None:
-        _agree_without_haste(self._communicator, None)
+        _wait_and_agree(self._communicator, None)
         return self._communicator.gather(obj)
 
     def broadcast_object(self, obj: Any) -> Any:
-        _agree_without_haste(self._communicator, None)
+        _wait_and_agree(self._communicator, None)
         return self._communicator.broadcast_object(obj)
 
     @contextlib.contextmanager
     def map_in_order(
         self, compute: Callable[[Sequence[int]], Generator[_Result, None, None]], n: int, *, block: int = 1
     ) -> Iterator[Iterator[_Result]]:
-        _agree_without_haste(self._communicator, None)
+        _wait_and_agree(self._communicator, None)
         with self._communicator.map_in_order(compute, n, block=block) as results:
             yield results
 
     def barrier(self) -> None:
-        _agree_without_haste(self._communicator, None)
+        _wait_and_agree(self._communicator, None)
 
 
 def run_together(communicator: Communicator, action: Callable[[Communicator], _Result]) -> _Result:
@@ -460,15 +469,15 @@ def fail_together(communicator: Communicator, action: Callable[[Communicator], _
         except ProcessError:
             raise
         except Exception as error:
-            _agree_without_haste(communicator, error)
+            _wait_and_agree(communicator, error)
             raise
-        _agree_without_haste(communicator, None)
+        _wait_and_agree(communicator, None)
         return result
     finally:
         communicator.failed_together = False  # the run goes on
 
 
-def _agree_without_haste(communicator: Communicator, error: Exception | None) -> None:
+def _wait_and_agree(communicator: Communicator, error: Exception | None) -> None:
     communicator.wait()
     communicator.agree(error)
 

@@ -94,12 +94,18 @@ def test_the_first_broken_image_ends_an_evaluation_with_its_line(modelfile, root
     [
         (['--modelfile', 'gone.npz'], 1, 'error: gone.npz: No such file or directory'),
         (['--modelfile', 'gone.npz', '--out', 'file'], 1, 'error: file: cannot be written: is a file, not a folder'),
+        (['--modelfile', 'gone.npz', '--report', 'gone.npz'], 2, 'error: --report gone.npz does not end with .html'),
         (['--nonsense'], 2, 'mask-rcnn evaluate: error: the following arguments are required: --modelfile'),
     ],
 )
 def test_an_error_of_all_processes_is_one_line(root, tmp_path, words, status, line):
+    """Also if process 0 is the last one: Open MPI ends all processes when the first one fails."""
     (tmp_path / 'file').touch()
-    done = run_processes(['-m', 'mask_rcnn.cli', 'evaluate', '--gpu', '-1', *words], root, 3, cwd=tmp_path)
+    program = (
+        "import os, sys, time; time.sleep(2 * (os.environ['OMPI_COMM_WORLD_RANK'] == '0')); "
+        'from mask_rcnn import cli; sys.exit(cli.main(sys.argv[1:]))'
+    )
+    done = run_processes(['-c', program, 'evaluate', '--gpu', '-1', *words], root, 3, cwd=tmp_path)
     assert done.returncode == status and done.stdout == ''
     lines = lines_of_program(done.stderr)
     assert lines[-1] == line and sum('error' in text for text in lines) == 1
@@ -154,12 +160,48 @@ def test_evaluations_during_distributed_training_are_shared(root, tmp_path):
 
 
 def test_only_the_main_process_prints(monkeypatch, capsys):
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '3')
     for rank in ('0', '2'):
         monkeypatch.setenv('OMPI_COMM_WORLD_RANK', rank)
         with quiet_unless_main():
             print('line', rank)
             print('note', rank, file=sys.stderr)
     assert capsys.readouterr() == ('line 0\n', 'note 0\n')
+
+
+def test_a_rank_without_a_number_of_processes_is_ignored(monkeypatch, capsys):
+    """As in a program that a process of the launcher has started with a part of its environment."""
+    monkeypatch.setenv('PMI_RANK', '2')
+    monkeypatch.setenv('SLURM_NTASKS', '4')
+    monkeypatch.setenv('SLURM_PROCID', '2')
+    with quiet_unless_main():
+        print('line')
+    assert capsys.readouterr().out == 'line\n'
+
+
+def test_bad_arguments_of_one_process_are_reported_after_a_while(monkeypatch, capfd):
+    """Process 0 has then reported the same error, after which the launcher has ended this process."""
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '3')
+    monkeypatch.setenv('OMPI_COMM_WORLD_RANK', '1')
+    printed = []
+    monkeypatch.setattr(processes.time, 'sleep', lambda seconds: printed.append((seconds, capfd.readouterr())))
+    monkeypatch.setattr(sys, '__stderr__', sys.stderr)
+    with pytest.raises(SystemExit, match='^2$'):
+        cli.main(['evaluate', '--nonsense'])
+    assert printed == [(30, ('', ''))]
+    assert 'evaluate: error: the following arguments are required: --modelfile' in capfd.readouterr().err
+
+
+def test_without_mpi_the_error_of_another_process_follows_that_of_process_0(monkeypatch, capfd):
+    monkeypatch.setenv('PMI_SIZE', '3')
+    monkeypatch.setenv('PMI_RANK', '2')
+    monkeypatch.setitem(sys.modules, 'mpi4py.MPI', None)
+    pauses = []
+    monkeypatch.setattr(processes.time, 'sleep', pauses.append)
+    monkeypatch.setattr(sys, '__stderr__', sys.stderr)
+    assert cli.main(['evaluate', '--modelfile', 'gone.npz']) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith('error: several processes need mpi4py and MPI, which do not work here') and pauses == [30]
 
 
 @pytest.mark.parametrize(

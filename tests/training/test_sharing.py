@@ -115,8 +115,7 @@ def test_process_0_prints_the_lines_about_an_item_before_its_result():
             lines.clear()
             return text
 
-        communicator.take_notes = take
-        communicator.print_notes = lambda text: text and events.append(text)
+        communicator.notes = SimpleNamespace(take=take, print=lambda text: text and events.append(text))
         lines.append('about the preparation')
 
         def compute(i):
