@@ -3,8 +3,8 @@
 A launcher of several processes kills all of them if one is killed, so that none can remove its files.  This program is
 in a session of its own, which the launcher does not know.  Its standard input is a pipe from the other program: texts
 that end with a zero byte, ``+PATH`` for a file or an empty folder to remove, ``-PATH`` for one that is finished, and
-``.`` before a regular end.  At the end of the input without it, it removes the paths and writes MESSAGE to the standard
-error, if there is one.  It imports nothing of the package, so that it starts at once.
+``.`` before a regular end.  At the end of the input without it, it writes MESSAGE to the standard error, if there is
+one, and removes the paths.  It imports nothing of the package, so that it starts at once.
 """
 
 import contextlib
@@ -34,17 +34,21 @@ def main() -> None:
                 paths[text[1:]] = None
             else:
                 paths.pop(text[1:], None)
+    if len(sys.argv) > 1:  # before the files: the launcher ends soon, and forwards nothing afterwards
+        with contextlib.suppress(OSError):
+            os.write(2, f'\n{sys.argv[1]}\n'.encode())
     for path in reversed(paths):  # a folder was declared before its files
         with contextlib.suppress(OSError):
             os.rmdir(path) if os.path.isdir(path) else _remove(path)
-    if len(sys.argv) > 1:
-        sys.stderr.write(f'\n{sys.argv[1]}\n')
 
 
 def _remove(path: bytes) -> None:
     """Remove a file unless another program has locked it."""
+    if fcntl is None:  # Windows does not remove open files
+        os.unlink(path)
+        return
     with open(path, 'rb') as file:
-        for attempt in range(_N_ATTEMPTS if fcntl is not None else 0):
+        for attempt in range(_N_ATTEMPTS):
             try:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
