@@ -11,6 +11,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -39,6 +40,9 @@ _INTERRUPTED = 130
 
 #: Seconds for process 0 to report an error that the other processes have as well; see :func:`_let_main_report`.
 _REPORT_TIME = 30
+
+#: Seconds between two checks of the launcher.
+_LAUNCHER_INTERVAL = 1
 
 #: Written if the processes are killed.
 _KILLED = 'error: the processes were ended: one of them was killed, or mpiexec was interrupted'
@@ -129,6 +133,7 @@ def run_shared(action: Callable[[Communicator], int], errors: tuple[type[Excepti
             _let_main_report()
             return status
         communicator.notes = _ConsoleNotes()
+        _end_with_launcher()
         limit_threads(communicator.n_cpus())
         status = run_and_report_errors(partial(_run, communicator, action), errors)
     if status == _INTERRUPTED:
@@ -167,6 +172,19 @@ def _cleaner(message: str) -> Iterator[None]:
         finally:
             set_reporter(None)
             write(b'.')
+
+
+def _end_with_launcher() -> None:
+    """Kill this process when its parent, the launcher, has been killed: nothing else would end the processes then."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LAUNCHER_INTERVAL)
+        os._exit(1)  # the cleaner removes the unfinished files
+
+    if sys.platform != 'win32':  # where a process keeps the number of its parent
+        threading.Thread(target=watch, name='launcher', daemon=True).start()
 
 
 def _end() -> NoReturn:

@@ -137,6 +137,23 @@ def test_a_killed_process_ends_an_evaluation(modelfile, root, tmp_path, rank):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='finds the processes in /proc')
+def test_no_process_outlives_a_killed_launcher(modelfile, root, tmp_path):
+    out, ranks = tmp_path / 'out', []
+
+    def kill(launcher):
+        wait_until((out / '.evaluation.lock').exists)
+        ranks.extend(process_of(launcher, rank) for rank in range(3))
+        launcher.kill()
+
+    options = ['--dataset', 'shapes', '--out', str(out)]
+    run_processes([*EVALUATE, str(modelfile), *options], root, 3, meanwhile=kill)
+    wait_until(lambda: not any(os.path.exists(f'/proc/{rank}') for rank in ranks))
+    assert not (out / 'metrics.json').exists()
+    wait_until(lambda: not out.exists())
+
+
+@pytest.mark.slow
 def test_evaluations_during_distributed_training_are_shared(root, tmp_path):
     """Each process detects in its images; the results are those of an evaluation of the model by one process."""
     data = dataset_options(tmp_path / 'data')
