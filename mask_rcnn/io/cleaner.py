@@ -14,8 +14,10 @@ import time
 
 try:
     import fcntl
+
+    _HAS_LOCKS = True
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    _HAS_LOCKS = False
 
 #: Attempts to lock a file, which the killed program may hold for some milliseconds, and the seconds between them.
 _N_ATTEMPTS, _INTERVAL = 25, 0.02
@@ -44,7 +46,7 @@ def main() -> None:
 
 def _remove(path: bytes) -> None:
     """Remove a file unless another program has locked it."""
-    if fcntl is None:  # Windows does not remove open files
+    if not _HAS_LOCKS:  # Windows does not remove open files
         os.unlink(path)
         return
     with open(path, 'rb') as file:

@@ -1,6 +1,7 @@
 """The program that removes the unfinished files of a killed process."""
 
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -69,6 +70,28 @@ def test_a_file_that_another_program_writes_is_not_removed(tmp_path):
         paths[1].touch()
         clean(b''.join(b'+%s\0' % os.fsencode(path) for path in paths))
     assert os.listdir(tmp_path) == ['a']
+
+
+def test_a_file_is_removed_without_locks_while_it_is_closed(tmp_path, monkeypatch):
+    """As on Windows, which does not remove open files."""
+    path = tmp_path / 'a'
+    path.touch()
+    monkeypatch.setattr(cleaner, '_HAS_LOCKS', False)
+    monkeypatch.setattr(cleaner, 'open', None, raising=False)
+    cleaner._remove(os.fsencode(path))
+    assert not path.exists()
+
+
+def test_the_line_precedes_the_removal(tmp_path, monkeypatch, capfd):
+    """``mpiexec`` forwards nothing after its end."""
+    path, printed = tmp_path / 'a', []
+    path.touch()
+    text = io.BytesIO(b'+%s\0' % os.fsencode(path))
+    monkeypatch.setattr(cleaner.os, 'read', lambda descriptor, size: text.read(size))
+    monkeypatch.setattr(cleaner.sys, 'argv', ['cleaner.py', 'error: killed'])
+    monkeypatch.setattr(cleaner, '_remove', lambda path: printed.append((path, capfd.readouterr().err)))
+    cleaner.main()
+    assert printed == [(os.fsencode(path), '\nerror: killed\n')]
 
 
 def test_the_cleaner_imports_nothing_of_the_package():
