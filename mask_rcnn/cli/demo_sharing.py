@@ -11,8 +11,9 @@ from typing import Any
 
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.cli.demo_jobs import Job
+from mask_rcnn.cli.demo_sinks import Drawing
 from mask_rcnn.cli.demo_sources import STANDARD_INPUT
-from mask_rcnn.cli.demo_writer import Drawing, FrameWriter, ReportedError, describe_error
+from mask_rcnn.cli.demo_writer import FrameWriter, ReportedError, describe_error
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.media.sources import Frame, Source
 
@@ -56,7 +57,7 @@ def check_sources(sources: Sequence[Source]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The work of a process on an image, whose picture is written; see :class:`~mask_rcnn.cli.demo_writer.Drawing`.
+    """The work of a process on an image, whose picture is written; see :class:`~mask_rcnn.cli.demo_sinks.Drawing`.
 
     Args:
         shown: The detections of the picture.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mask_rcnn
-from mask_rcnn.cli import demo, demo_writer, network_options
+from mask_rcnn.cli import demo, demo_sinks, network_options
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.weights import download
@@ -180,7 +180,7 @@ def test_the_nuclei_of_cells_are_counted(run_demo, demo_model, cells, tmp_path, 
     seen = []
     monkeypatch.setattr(demo, 'VISUALIZE_SCORE_THRESHOLD', 0.0)
     monkeypatch.setattr(Detections, 'draw', lambda self, image, **options: (seen.append((self, image)), image)[1])
-    monkeypatch.setattr(demo_writer, 'encode_picture', lambda picture, suffix: b'picture')
+    monkeypatch.setattr(demo_sinks, 'encode_picture', lambda picture, suffix: b'picture')
     output = tmp_path / 'out.png'
     assert run_demo.main(['--scenes', '1', '--output', str(output)], demo_model) == 0
     (scene, _), (nuclei, image) = seen
