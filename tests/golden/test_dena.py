@@ -36,6 +36,8 @@ from tests.support.golden import (
     without_padding,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PRESETS['resnet50'].in_dialect(DENA)
 SMALL = 'snapshot_R-50-C4_seed0_scale300'
 SLOW = (

@@ -30,6 +30,8 @@ from tests.support.anchors import sampled_targets
 from tests.support.dena import build_arrays
 from tests.support.golden import XY, to_host
 
+pytestmark = pytest.mark.slow
+
 NAME = 'train_snapshot_R-50-C4_seed0_scale300'
 LOSSES = ('rpn_cls_loss', 'rpn_loc_loss', 'roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss')
 

@@ -26,6 +26,8 @@ from tests.support.golden import (
     without_padding,
 )
 
+pytestmark = pytest.mark.slow
+
 MASKS, KEYPOINTS = 'R-50-FPN_seed0', 'keypoint_R-50-FPN_seed0'
 
 #: Largest difference, in standard deviations of a blob: float32 sums in another order, in the backbone and the pyramid.

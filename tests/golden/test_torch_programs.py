@@ -24,6 +24,8 @@ from tests.support.golden import (
 )
 from tests.support.golden_torch import BLOBS, INPUT, MASK_IOU, PROGRAMS, compare_stable
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
     pytest.param(('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'), marks=pytest.mark.slow),

@@ -26,6 +26,8 @@ from tests.support.anchors import sampled_targets
 from tests.support.golden import XY, to_host
 from tests.support.python_files import import_file
 
+pytestmark = pytest.mark.slow
+
 LOSSES = ('rpn_cls_loss', 'rpn_loc_loss', 'roi_cls_loss', 'roi_loc_loss', 'roi_mask_loss')
 #: The layers whose arrays the readers permute: their background and their order of x and y differ.
 PERMUTED = ('rpn/delta', 'box_head/score', 'box_head/delta', 'mask_head/score')

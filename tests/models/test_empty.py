@@ -63,7 +63,8 @@ def test_nothing_is_left(model, images, monkeypatch, fields):
             assert_empty(detections)
 
 
-@pytest.mark.parametrize('name', ['C4', pytest.param('MobileNet', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['C4', 'MobileNet'])
 def test_nothing_is_left_on_a_gpu(images, name, request):
     """All rows are padding."""
     model = build(name, rpn_min_size=1000)

@@ -30,6 +30,7 @@ def test_size_class_and_limit(script, model_file):
     assert model.class_names == ('nucleus',) and model.config.max_detections == 1000
 
 
+@pytest.mark.slow
 def test_mask_ap_on_held_out_images(model_file, shared):
     """8 of the 55 images, with 0.5990 and 0.9436; the margin is for pixels that another summation may move."""
     folder = shared / 'data' / 'nuclei'

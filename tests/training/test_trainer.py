@@ -104,7 +104,7 @@ def test_the_files_and_losses_of_a_run(uninterrupted):
         assert entry['main/loss'] == pytest.approx(sum(parts), rel=1e-5)
 
 
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path, uninterrupted, number):
     """The killed run is a separate process with a worker process."""
     # All snapshots are kept: the run may go on for some iterations before the signal.
@@ -344,6 +344,7 @@ def test_two_processes_have_the_losses_of_one_and_resume_from_one_snapshot(tmp_p
     assert not any(name.startswith('.') for name in os.listdir(tmp_path / 'more'))
 
 
+@pytest.mark.slow
 def test_a_bad_argument_ends_both_processes(tmp_path):
     status, errors = run_in_two_processes(*arguments(tmp_path, '--min-size', '64', '--max-size', '32'))
     assert status == 2 and 'min_size' in errors and 'Traceback' not in errors

@@ -210,6 +210,7 @@ def test_a_run_without_finalize_ends(start, mode, status):
     assert wait_until_gone(workers)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_workers_end_when_the_parent_is_killed(start):
     process, workers = start('continues')

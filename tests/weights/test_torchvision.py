@@ -507,15 +507,16 @@ def test_a_file_runs_and_converts(tmp_path, capsys):
     assert convert.main([str(output), '--output', str(tmp_path / 'x.npz'), '--bn-eps', '0']) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('recipe', 'flags'),
     [
         ('fasterrcnn_resnet50_fpn', ['--published', '--legacy']),
-        pytest.param('maskrcnn_resnet50_fpn', ['--published', '--legacy'], marks=pytest.mark.slow),
-        pytest.param('maskrcnn_resnet50_fpn', ['--no-metadata'], marks=pytest.mark.slow),
-        pytest.param('maskrcnn_resnet50_fpn', ['--published'], marks=pytest.mark.slow),
-        pytest.param('keypointrcnn_resnet50_fpn', [], marks=pytest.mark.slow),
-        pytest.param('maskrcnn_resnet50_fpn_v2', [], marks=pytest.mark.slow),
+        ('maskrcnn_resnet50_fpn', ['--published', '--legacy']),
+        ('maskrcnn_resnet50_fpn', ['--no-metadata']),
+        ('maskrcnn_resnet50_fpn', ['--published']),
+        ('keypointrcnn_resnet50_fpn', []),
+        ('maskrcnn_resnet50_fpn_v2', []),
     ],
 )
 def test_the_reference_weights(golden, tmp_path, recipe, flags):
