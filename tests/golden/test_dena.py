@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = PRESETS['resnet50'].in_dialect(DENA)
 SMALL = 'snapshot_R-50-C4_seed0_scale300'
-SLOW = (
+OTHERS = (
     'detectron_R-50-C4_seed0_scale300',
     'detectron_R-50-C4_seed0_scale300_nobn2affine',
     'snapshot_R-50-C4_seed0_scale300_bn2affine',
@@ -48,7 +48,7 @@ SLOW = (
     'snapshot_R-50-C4_seed0_scale300_roipool',
     'detectron_R-50-C4_seed0',
 )
-CASES = [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+CASES = [SMALL, *OTHERS]
 
 #: Largest difference of a blob in its standard deviations.
 BLOB = 5e-5
@@ -267,7 +267,6 @@ def test_box_head(stages):
 # Detections
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_detections(load_case, dena_golden, name):
     """From the photo: each stable detection with both presets, and not one more or less."""
@@ -309,7 +308,6 @@ def paste_corners(boxes, side):
     )
 
 
-@pytest.mark.slow
 def test_detections_of_batches_and_of_arrays(load_case, dena_golden):
     case, model = DenaCase(dena_golden, SMALL), load_case(SMALL)
     image = read_image(case.photo)
@@ -319,7 +317,6 @@ def test_detections_of_batches_and_of_arrays(load_case, dena_golden):
         np.testing.assert_allclose(detections.boxes, alone.boxes, rtol=0, atol=BOXES)
 
 
-@pytest.mark.slow
 def test_the_dialect_of_detectron_gives_the_detections_of_detectron(dena_golden, dena_file, gpu):
     """Run the same arrays with the numbers of Detectron."""
     case = Case(dena_golden, 'R-50-C4_seed0')
@@ -332,7 +329,6 @@ def test_the_dialect_of_detectron_gives_the_detections_of_detectron(dena_golden,
     assert len(detections) == len(case.arrays['boxes'])
 
 
-@pytest.mark.slow
 @pytest.mark.command
 @pytest.mark.parametrize(('preset', 'words'), [('evaluate', []), ('visualize', ['--preset', 'visualize'])])
 def test_the_old_command_line(dena_golden, dena_file, gpu, tmp_path, preset, words):

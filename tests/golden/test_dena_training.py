@@ -301,7 +301,6 @@ def coco_files(tmp_path):
     return ['--train-annotations', str(path), '--train-images', str(tmp_path)]
 
 
-@pytest.mark.slow
 @pytest.mark.command
 def test_a_snapshot_of_the_program_is_trained_and_resumed(step, weights, coco_files, tmp_path):
     """Statistics keep their bits, all other parameters change, and the run goes on from its snapshot."""

@@ -76,7 +76,7 @@ def keypoints(load_model):
     return Look(*load_model(KEYPOINTS))
 
 
-@pytest.fixture(params=['masks', pytest.param('keypoints', marks=pytest.mark.slow)])
+@pytest.fixture(params=['masks', 'keypoints'])
 def look(request, gpu):  # a fixture that is requested by name has no parameters of its own
     return request.getfixturevalue(request.param)
 
@@ -184,7 +184,6 @@ def test_mask_head(masks):
     np.testing.assert_allclose(class_probs, case.arrays['mask_probs'], rtol=0, atol=1.2e-4)
 
 
-@pytest.mark.slow
 def test_keypoint_head(keypoints):
     model, case = keypoints.model, keypoints.case
     head, rois = model.keypoint_head, golden_rois(model, case, name='keypoint_rois')
@@ -236,7 +235,6 @@ def test_mask_detections(masks):
     assert len(detections) == len(case.arrays['boxes'])
 
 
-@pytest.mark.slow
 def test_keypoint_detections(keypoints):
     model, case = keypoints.model, keypoints.case
     (detections,) = model.detect([case.photo])

@@ -28,12 +28,12 @@ pytestmark = pytest.mark.slow
 
 CASES = [
     ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
-    pytest.param(('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'), marks=pytest.mark.slow),
-    pytest.param(('torchvision', 'keypointrcnn_resnet50_fpn_seed0'), marks=pytest.mark.slow),
-    pytest.param(('torchvision', 'fasterrcnn_resnet50_fpn_seed0'), marks=pytest.mark.slow),
-    pytest.param(('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'), marks=pytest.mark.slow),
-    pytest.param(('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'), marks=pytest.mark.slow),
-    pytest.param(('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'), marks=pytest.mark.slow),
+    ('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'),
+    ('torchvision', 'keypointrcnn_resnet50_fpn_seed0'),
+    ('torchvision', 'fasterrcnn_resnet50_fpn_seed0'),
+    ('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'),
+    ('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'),
+    ('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'),
 ]
 
 #: The number of blocks in each stage of the backbone.
