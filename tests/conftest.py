@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: The environment variable that names the folder of the original programs' outputs.
 GOLDEN_VARIABLE = 'MASK_RCNN_GOLDEN'
+
+
+def pytest_configure():
+    """Let Ctrl-C interrupt the tests and the commands that they start: the background jobs of a shell ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():

@@ -152,15 +152,7 @@ def test_the_reader_ends_with_the_loop():
     assert closed.wait(5)
 
 
-@pytest.fixture
-def interruptible():
-    """Raise ``KeyboardInterrupt`` at SIGINT, which a shell lets its background jobs ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_second_interrupt_discards_items(interruptible):
+def test_a_second_interrupt_discards_items():
     released = threading.Event()
     writer = OrderedWriter(lambda item: item, lambda item: released.wait(5))
 
