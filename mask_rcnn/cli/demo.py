@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -196,7 +197,7 @@ class _Run:
         return FrameWriter(
             self._outputs,
             self._results,
-            {'contour': args.contour, 'backdrop': args.backdrop, 'labels': args.labels, 'font': args.font},
+            _drawing_style(args),
             picture_threshold=part.picture_threshold,
             collects_results=part.collects_results,
             failed=self._failed,
@@ -272,6 +273,12 @@ class _Run:
         if picture is not None:
             self._window.show(picture)
         return self._window.is_closed()
+
+
+def _drawing_style(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of :meth:`Detections.draw` that the options select."""
+    switches = {'masks': not args.no_fill, 'boxes': not args.no_boxes}
+    return {'contour': args.contour, 'backdrop': args.backdrop, 'labels': args.labels, 'font': args.font, **switches}
 
 
 def _count_drawing_threads() -> int:

@@ -223,6 +223,8 @@ def _add_style(add: AddArgument) -> None:
         'and its number',
     )
     add('--contour', action='store_true', help='draw the outlines of the masks')
+    add('--no-fill', action='store_true', help='do not fill the masks: boxes alone, or outlines with --contour')
+    add('--no-boxes', action='store_true', help='draw no boxes')
     add(
         '--backdrop',
         choices=BACKDROPS,

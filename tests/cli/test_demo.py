@@ -163,9 +163,12 @@ def test_flags_reach_the_model_and_the_drawing(calls, tmp_path, monkeypatch):
     )
     assert calls[0]['bn2affine']
     assert calls[0]['changes'] == {'roi_align': False, 'roi_size': 7, 'extractor': 'resnet101'}
-    assert options == {'contour': True, 'backdrop': 'grey', 'labels': 'none', 'font': None}
+    style = {'contour': True, 'backdrop': 'grey', 'labels': 'none', 'font': None, 'masks': True, 'boxes': True}
+    assert options == style
+    assert call('--image', image, '--no-fill', '--no-boxes') == 0
+    assert not options['masks'] and not options['boxes'] and not options['contour']
     assert call('--image', image, '--roialign') == 0
-    assert calls[1]['changes'] == {'roi_align': True}
+    assert calls[2]['changes'] == {'roi_align': True}
 
 
 @pytest.mark.parametrize('place', ['before', 'after'])
