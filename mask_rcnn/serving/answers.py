@@ -125,7 +125,7 @@ def choose_media_type(accept: str | None) -> str:
     Raises:
         RequestError: The client accepts none of :data:`MEDIA_TYPES`.
     """
-    ranges = [(_split_range(part)) for part in (accept or '*/*').split(',') if part.strip()] or [('*/*', 1.0)]
+    ranges = [_split_range(part) for part in (accept or '*/*').split(',') if part.strip()] or [('*/*', 1.0)]
     qualities = {media_type: _quality(media_type, ranges) for media_type in MEDIA_TYPES}
     best = max(MEDIA_TYPES, key=qualities.__getitem__)
     if not qualities[best]:

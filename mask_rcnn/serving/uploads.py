@@ -35,14 +35,13 @@ IMAGE_FIELD = 'image'
 #: pixels, and takes only a few bytes in a file that is made to occupy the decoder.
 MAX_JPEG_SCANS = 100
 
-_FORM = b'multipart/form-data'
-_FORM_OVERHEAD = 4096  # bytes of boundaries and headers
-_EXPECTED_TYPE = 'send the bytes of an image with Content-Type: image/jpeg (or another image/ type), or a form'
-
-
 #: Maximum number of reads in the header of an image.  Readers take a part, or a byte of text, at a time; large files of
 #: common programs need a few thousand.  Without the limit, a header of 20 MiB in parts of 2 bytes takes 20 s.
 MAX_HEADER_READS = 100_000
+
+_FORM = b'multipart/form-data'
+_FORM_OVERHEAD = 4096  # bytes of boundaries and headers
+_EXPECTED_TYPE = 'send the bytes of an image with Content-Type: image/jpeg (or another image/ type), or a form'
 
 
 @dataclass(frozen=True)
