@@ -77,12 +77,15 @@ def _read_pixels(path: str | os.PathLike, apply_orientation: bool) -> np.ndarray
     return decode_image(read_bytes(path), path, apply_orientation=apply_orientation)
 
 
-def decode_image(data: bytes, path: str | os.PathLike, *, apply_orientation: bool = True) -> np.ndarray:
+def decode_image(
+    data: bytes, path: str | os.PathLike, *, header: ImageHeader | None = None, apply_orientation: bool = True
+) -> np.ndarray:
     """Decode the content of an image file.
 
     Args:
         data: The content; see :func:`read_image`.
         path: The name of the image in errors.
+        header: Its header, if it has been read.
         apply_orientation: See :func:`read_image`.
 
     Returns:
@@ -92,7 +95,7 @@ def decode_image(data: bytes, path: str | os.PathLike, *, apply_orientation: boo
         ImageFileError: The content is not an image, or is damaged, truncated or too large.
     """
     with image_file_errors(path):
-        header = read_header(io.BytesIO(data))
+        header = header or read_header(io.BytesIO(data))
         pixels = decode(data, header)
         return make_upright(pixels, header.orientation) if apply_orientation else pixels
 

@@ -19,12 +19,11 @@ from starlette.types import Receive
 from mask_rcnn.config.fields import describe_value
 from mask_rcnn.io.file_kinds import N_KIND_BYTES
 from mask_rcnn.io.wording import counted
-from mask_rcnn.preprocessing.image_decoding import decode
+from mask_rcnn.preprocessing import image_io
 from mask_rcnn.preprocessing.image_errors import ImageFileError, UnsupportedImageError, image_file_errors, not_an_image
 from mask_rcnn.preprocessing.image_formats import N_MAGIC_BYTES, detect_format
 from mask_rcnn.preprocessing.image_header import ImageHeader, read_header
 from mask_rcnn.preprocessing.jpeg_png import Parts, count_jpeg_scans
-from mask_rcnn.preprocessing.orientation import make_upright
 from mask_rcnn.serving.errors import ClientDisconnected, RequestError
 from mask_rcnn.serving.limits import MIB, Deadline, Limits
 
@@ -259,8 +258,6 @@ def decode_image(data: bytes, header: ImageHeader, *, apply_orientation: bool) -
         RequestError: The image is damaged.
     """
     try:
-        with image_file_errors('image'):
-            pixels = decode(data, header)
-            return make_upright(pixels, header.orientation) if apply_orientation else pixels
+        return image_io.decode_image(data, 'image', header=header, apply_orientation=apply_orientation)
     except ImageFileError as error:
         raise RequestError(422, error.reason) from None
