@@ -46,7 +46,7 @@ class COCOResults(ResultSink):
             self._separator = b', '
 
     def close(self) -> None:
-        """Complete the file; it is an empty list if there are no instances."""
+        """Complete the file: without instances, it is an empty list."""
         self._file.write(b'[]' if self._separator == b'[' else b']')
         self._file.complete()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,31 @@ _MAX_UINT8, _MAX_UINT16 = 2**8 - 1, 2**16 - 1
 _MAX_CLASS_LENGTH = 40  # characters of a class name in the name of a file
 
 
-class LabelImages(ResultSink):
+class _MaskFiles(ResultSink):
+    """PNG files in a folder.
+
+    Args:
+        folder: The folder, which exists.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self._folder = Path(folder)
+
+    @abc.abstractmethod
+    def encode(self, origin: Origin, detections: Detections, ids: np.ndarray | None = None) -> list[tuple[Path, bytes]]:
+        """Return the files of an image or a frame and their contents."""
+
+    def write(self, encoded: list[tuple[Path, bytes]]) -> None:
+        """Write the files."""
+        for path, content in encoded:
+            with open_for_writing(path) as file:
+                file.write(content)
+
+    def close(self) -> None:
+        """Do nothing: the files are complete."""
+
+
+class LabelImages(_MaskFiles):
     """A label image ``STEM.png`` for each image or frame: 0 for the background, otherwise the number of the instance.
 
     The numbers are 1, 2, 3, ... in the order of the detections, or the ids of tracked objects, which are the same in
@@ -28,26 +53,16 @@ class LabelImages(ResultSink):
         folder: The folder, which exists.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self._folder = Path(folder)
-
     def encode(self, origin: Origin, detections: Detections, ids: np.ndarray | None = None) -> list[tuple[Path, bytes]]:
         """Return the file and its content.
 
         Raises:
-            ValueError: There are no masks, or a number is greater than 65535.
+            ValueError: The detections have no masks, or a number exceeds 65535.
         """
         return [(self._folder / f'{origin.stem}.png', _encode_png(make_label_image(detections, ids)))]
 
-    def write(self, encoded: list[tuple[Path, bytes]]) -> None:
-        """Write the file."""
-        _write_files(encoded)
 
-    def close(self) -> None:
-        """Do nothing: the files are complete."""
-
-
-class InstanceMasks(ResultSink):
+class InstanceMasks(_MaskFiles):
     """A file for each instance, ``STEM_001_person.png``: 255 for the pixels of its mask, 0 for the others.
 
     The numbers are those of :class:`LabelImages`.  Characters of class names that are not letters, digits, ``-`` or
@@ -57,14 +72,11 @@ class InstanceMasks(ResultSink):
         folder: The folder, which exists.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self._folder = Path(folder)
-
     def encode(self, origin: Origin, detections: Detections, ids: np.ndarray | None = None) -> list[tuple[Path, bytes]]:
         """Return the files and their contents.
 
         Raises:
-            ValueError: There are no masks.
+            ValueError: The detections have no masks.
         """
         _check_masks(detections)
         numbers = _numbers(detections, ids)
@@ -72,13 +84,6 @@ class InstanceMasks(ResultSink):
             (self._folder / f'{origin.stem}_{number:03d}_{safe_name(name)}.png', _encode_png(mask * np.uint8(255)))
             for number, name, mask in zip(numbers, detections.names, detections.iter_masks(), strict=True)
         ]
-
-    def write(self, encoded: list[tuple[Path, bytes]]) -> None:
-        """Write the files."""
-        _write_files(encoded)
-
-    def close(self) -> None:
-        """Do nothing: the files are complete."""
 
 
 def make_label_image(detections: Detections, ids: np.ndarray | None = None) -> np.ndarray:
@@ -89,7 +94,7 @@ def make_label_image(detections: Detections, ids: np.ndarray | None = None) -> n
         ids: ``(R,)`` positive integers, the numbers of the instances; by default, they are 1 to ``R``.
 
     Raises:
-        ValueError: There are no masks, or a number is greater than 65535.
+        ValueError: The detections have no masks, or a number exceeds 65535.
     """
     _check_masks(detections)
     numbers = np.array(_numbers(detections, ids), np.int64)
@@ -120,9 +125,3 @@ def _check_masks(detections: Detections) -> None:
 
 def _encode_png(pixels: np.ndarray) -> bytes:
     return cv2.imencode('.png', pixels)[1].tobytes()
-
-
-def _write_files(files: list[tuple[Path, bytes]]) -> None:
-    for path, content in files:
-        with open_for_writing(path) as file:
-            file.write(content)

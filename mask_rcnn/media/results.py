@@ -79,7 +79,7 @@ def describe_origin(origin: Origin) -> dict[str, Any]:
 
 
 def list_ids(detections: Detections, ids: np.ndarray | None) -> list[int | None]:
-    """Return the id of each instance, ``None`` if there are none.
+    """Return the id of each instance; ``None`` for each instance without ids.
 
     Raises:
         ValueError: There is not one id for each instance.
