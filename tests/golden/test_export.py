@@ -11,16 +11,10 @@ from mask_rcnn.weights import formats
 from mask_rcnn.weights.exporters.targets import TARGETS
 from mask_rcnn.weights.readers import safe_pickle, torch_file
 from tests.support.golden import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, XY, match, rebuild_pickle
-from tests.support.golden_torch import PROGRAMS, Detectron2Case, TorchvisionCase
+from tests.support.golden_torch import CASES, PROGRAMS, Detectron2Case, TorchvisionCase
 
 RECIPES = [
-    ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
-    ('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'),
-    ('torchvision', 'keypointrcnn_resnet50_fpn_seed0'),
-    ('torchvision', 'fasterrcnn_resnet50_fpn_seed0'),
-    ('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'),
-    ('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'),
-    ('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'),
+    *CASES,
     ('detectron', 'R-50-C4_seed0_scale300'),
     ('detectron', 'R-50-FPN_seed0'),
     ('detectron', 'keypoint_R-50-FPN_seed0'),

@@ -11,6 +11,7 @@ from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.preprocessing.image_io import read_image
 from tests.support.dena import DenaCase
 from tests.support.golden import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, Case, mask_iou, match
+from tests.support.golden_torch import CASES as TORCH_CASES
 from tests.support.golden_torch import PROGRAMS
 from tests.support.matterport import MatterportCase, load_h5, rebuild_h5
 from tests.support.onnx_detections import run_detections
@@ -30,13 +31,7 @@ CASES = [
     ('detectron_zoo', 'R-50-FPN_GN_seed0'),
     ('detectron_zoo', 'X-101-32x8d-FPN_seed0'),
     ('detectron_zoo', 'faster_R-50-FPN_seed0'),
-    ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
-    ('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'),
-    ('torchvision', 'keypointrcnn_resnet50_fpn_seed0'),
-    ('torchvision', 'fasterrcnn_resnet50_fpn_seed0'),
-    ('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'),
-    ('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'),
-    ('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'),
+    *TORCH_CASES,
     ('dena', 'detectron_R-50-C4_seed0'),
     ('dena', 'detectron_R-50-C4_seed0_scale300'),
     ('dena', 'detectron_R-50-C4_seed0_scale300_nobn2affine'),

@@ -22,19 +22,9 @@ from tests.support.golden import (
     to_host,
     without_padding,
 )
-from tests.support.golden_torch import BLOBS, INPUT, MASK_IOU, PROGRAMS, compare_stable
+from tests.support.golden_torch import BLOBS, CASES, INPUT, MASK_IOU, PROGRAMS, compare_stable
 
 pytestmark = pytest.mark.slow
-
-CASES = [
-    ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
-    ('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'),
-    ('torchvision', 'keypointrcnn_resnet50_fpn_seed0'),
-    ('torchvision', 'fasterrcnn_resnet50_fpn_seed0'),
-    ('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'),
-    ('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'),
-    ('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'),
-]
 
 #: The number of blocks in each stage of the backbone.
 BLOCKS = 3, 4, 6, 3

@@ -101,6 +101,17 @@ PROGRAMS = {
     'detectron_zoo': Program(ZooCase, 'detectron_zoo_weights.py', '.pkl'),
 }
 
+#: The cases of torchvision and detectron2: program and name.
+CASES = [
+    ('torchvision', 'maskrcnn_resnet50_fpn_seed0'),
+    ('torchvision', 'maskrcnn_resnet50_fpn_v2_seed0'),
+    ('torchvision', 'keypointrcnn_resnet50_fpn_seed0'),
+    ('torchvision', 'fasterrcnn_resnet50_fpn_seed0'),
+    ('detectron2', 'mask_rcnn_R_50_FPN_3x_seed0'),
+    ('detectron2', 'mask_rcnn_R_50_C4_3x_seed0'),
+    ('detectron2', 'keypoint_rcnn_R_50_FPN_3x_seed0'),
+]
+
 
 def compare_stable(case: GoldenCase, detections: Detections) -> dict[str, float]:
     """Return the largest differences of the stable detections, in the case's order, from the program's.
