@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mask_rcnn.inference import Detections, save
     from mask_rcnn.models import MaskRCNN, build, load
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'DETECTRON',

@@ -1,0 +1,62 @@
+"""Wheels and source archives whose bytes depend on nothing but the contents of their files."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+#: The time of all files: the earliest that a zip archive can contain.
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_TAR_TIME = 315532800
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+
+
+def write_wheel(path: Path, files: dict[str, bytes]) -> None:
+    """Write a wheel, without a ``RECORD`` in `files`, in the order that the format recommends: metadata at the end.
+
+    Args:
+        path: The file to write.
+        files: Path in the wheel -> content; one folder has the suffix ``.dist-info``.
+    """
+    (metadata,) = {name.split('/')[0] for name in files if name.split('/')[0].endswith('.dist-info')}
+    record = f'{metadata}/RECORD'
+    lines = [f'{name},sha256={_digest(content)},{len(content)}\n' for name, content in sorted(files.items())]
+    files = {**files, record: ''.join([*lines, f'{record},,\n']).encode()}
+    _write_zip(path, {name: files[name] for name in sorted(files, key=lambda name: (metadata in name, name))})
+
+
+def normalise_wheel(path: Path) -> None:
+    """Remove the times and permissions of a wheel, which depend on the checkout and on the user's umask."""
+    with zipfile.ZipFile(path) as wheel:
+        files = {name: wheel.read(name) for name in wheel.namelist()}
+    _write_zip(path, files)
+
+
+def normalise_sdist(path: Path) -> None:
+    """Remove the times, permissions and owners of a source archive (``.tar.gz``), and sort it."""
+    tar = io.BytesIO()
+    with tarfile.open(path) as source, tarfile.open(fileobj=tar, mode='w', format=tarfile.PAX_FORMAT) as target:
+        for member in sorted(source.getmembers(), key=lambda member: member.name):
+            normal = tarfile.TarInfo(member.name)
+            normal.type, normal.size, normal.mtime = member.type, member.size, _TAR_TIME
+            normal.mode = _FOLDER_MODE if member.isdir() else _FILE_MODE
+            target.addfile(normal, source.extractfile(member))
+    path.write_bytes(gzip.compress(tar.getvalue(), mtime=_TAR_TIME))
+
+
+def _write_zip(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry.create_system, entry.external_attr = 3, _FILE_MODE << 16  # 3: Unix, also on Windows
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+
+
+def _digest(content: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()

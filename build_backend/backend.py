@@ -1,0 +1,110 @@
+"""The build backend: setuptools, with wheels of Chainer and ChainerCV and reproducible archives.
+
+Chainer and ChainerCV are requirements that pip cannot build (:mod:`chainer_wheels`).  The metadata that this backend
+gives to pip, uv or pipx therefore refers to wheels of them in the user's cache, which it makes there first:
+``chainer @ file:///...``.  Such a reference is valid on this machine only.  The setting ``portable=true`` keeps the
+plain requirements, for wheels that are published beside those of Chainer and ChainerCV:
+
+    python -m build --config-setting portable=true
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from archives import normalise_sdist, normalise_wheel
+from chainer_wheels import BuildError, cache_folder, make_wheels
+from setuptools import build_meta
+
+__all__ = [
+    'build_editable',
+    'build_sdist',
+    'build_wheel',
+    'get_requires_for_build_editable',
+    'get_requires_for_build_sdist',
+    'get_requires_for_build_wheel',
+    'prepare_metadata_for_build_editable',
+    'prepare_metadata_for_build_wheel',
+]
+
+_Settings = dict[str, Any] | None
+
+get_requires_for_build_editable = build_meta.get_requires_for_build_editable
+get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
+get_requires_for_build_wheel = build_meta.get_requires_for_build_wheel
+
+
+def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: _Settings = None) -> str:
+    """Write the folder ``.dist-info`` of the wheel; return its name."""
+    settings, portable = _split(config_settings)
+    name = build_meta.prepare_metadata_for_build_wheel(metadata_directory, settings)
+    if not portable:
+        _refer_to_wheels(Path(metadata_directory, name, 'METADATA'))
+    return name
+
+
+def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: _Settings = None) -> str:
+    """Write the folder ``.dist-info`` of the editable wheel; return its name."""
+    settings, portable = _split(config_settings)
+    name = build_meta.prepare_metadata_for_build_editable(metadata_directory, settings)
+    if not portable:
+        _refer_to_wheels(Path(metadata_directory, name, 'METADATA'))
+    return name
+
+
+def build_wheel(
+    wheel_directory: str, config_settings: _Settings = None, metadata_directory: str | None = None
+) -> str:
+    """Build the wheel; return its file name."""
+    settings, _ = _split(config_settings)
+    with tempfile.TemporaryDirectory() as folder:
+        if metadata_directory is None:
+            metadata_directory = str(Path(folder, prepare_metadata_for_build_wheel(folder, config_settings)))
+        name = build_meta.build_wheel(wheel_directory, settings, metadata_directory)
+    normalise_wheel(Path(wheel_directory, name))
+    return name
+
+
+def build_editable(
+    wheel_directory: str, config_settings: _Settings = None, metadata_directory: str | None = None
+) -> str:
+    """Build the editable wheel; return its file name."""
+    settings, _ = _split(config_settings)
+    with tempfile.TemporaryDirectory() as folder:
+        if metadata_directory is None:
+            metadata_directory = str(Path(folder, prepare_metadata_for_build_editable(folder, config_settings)))
+        return build_meta.build_editable(wheel_directory, settings, metadata_directory)
+
+
+def build_sdist(sdist_directory: str, config_settings: _Settings = None) -> str:
+    """Build the source archive; return its file name."""
+    settings, _ = _split(config_settings)
+    name = build_meta.build_sdist(sdist_directory, settings)
+    normalise_sdist(Path(sdist_directory, name))
+    return name
+
+
+def _split(config_settings: _Settings) -> tuple[dict[str, Any], bool]:
+    """Return the settings of setuptools and the value of ``portable``."""
+    settings = dict(config_settings or {})
+    value = str(settings.pop('portable', 'false')).lower()
+    if value not in ('true', 'false'):
+        raise SystemExit(f'mask-rcnn-chainer: the setting "portable" is "true" or "false", not "{value}"')
+    return settings, value == 'true'
+
+
+def _refer_to_wheels(metadata: Path) -> None:
+    """Replace the requirements of Chainer and ChainerCV by references to their wheels."""
+    try:
+        wheels = make_wheels(cache_folder())
+    except BuildError as error:
+        raise SystemExit(f'mask-rcnn-chainer: {error}') from error
+    text = metadata.read_text(encoding='utf-8')
+    for requirement, wheel in wheels.items():
+        line, reference = f'Requires-Dist: {requirement}\n', f'{requirement.split("==")[0]} @ {wheel.as_uri()}'
+        if line not in text:
+            raise SystemExit(f'mask-rcnn-chainer: the metadata does not require {requirement}')
+        text = text.replace(line, f'Requires-Dist: {reference}\n')
+    metadata.write_text(text, encoding='utf-8', newline='\n')

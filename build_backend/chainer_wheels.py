@@ -1,0 +1,201 @@
+"""Make wheels of Chainer and ChainerCV from their source archives, without a compiler and without running their code.
+
+    python build_backend/chainer_wheels.py FOLDER
+
+Both are published as source archives only, whose ``setup.py`` needs a setuptools that is older than 81.  ChainerCV's
+also compiles a C extension, which fails on Python 3.11 and later and which :mod:`mask_rcnn.compat` replaces, and installs
+its tests as a package ``tests``.  Their wheels here contain the Python files of the archives, unchanged, and their
+metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.message
+import email.parser
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import platformdirs
+from archives import write_wheel
+
+
+class BuildError(Exception):
+    """A wheel cannot be made; the message contains the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceArchive:
+    """A source archive of the package index.
+
+    Attributes:
+        name: Name of the distribution.
+        version: Its version.
+        sha256: The checksum of the archive, in hexadecimal digits.
+        packages: Its top-level packages.
+        requirements: The distributions that it needs; its ``PKG-INFO`` does not contain them.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    packages: tuple[str, ...]
+    requirements: tuple[str, ...]
+
+    @property
+    def requirement(self) -> str:
+        """The requirement that this archive satisfies."""
+        return f'{self.name}=={self.version}'
+
+    @property
+    def wheel(self) -> str:
+        """The file name of its wheel."""
+        return f'{self.name}-{self.version}-py3-none-any.whl'
+
+
+#: Chainer also names setuptools, for ``pkg_resources``, which :mod:`mask_rcnn.compat` supplies.  ChainerX is written in C++.
+ARCHIVES = (
+    SourceArchive(
+        name='chainer',
+        version='7.8.1',
+        sha256='179f06176f8d7a42385bc7811956db04e68213cfe30f5081491b9e2b6ff70de8',
+        packages=('chainer', 'chainermn', 'chainerx', 'onnx_chainer'),
+        requirements=('filelock', 'numpy>=1.9.0', 'protobuf>=3.0.0', 'six>=1.9.0', 'typing_extensions'),
+    ),
+    SourceArchive(
+        name='chainercv',
+        version='0.13.1',
+        sha256='84214bd2fc191dacd73a95342ac45ded36232fc588825458752ec57df5e97ded',
+        packages=('chainercv',),
+        requirements=('chainer>=6.0', 'Pillow'),
+    ),
+)
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user that keeps the wheels."""
+    return Path(platformdirs.user_cache_dir('mask-rcnn-chainer', appauthor=False)) / 'wheels'
+
+
+def make_wheels(folder: Path) -> dict[str, Path]:
+    """Make the wheels that a folder does not contain yet.
+
+    Args:
+        folder: The folder, which is created if it is missing.
+
+    Returns:
+        Requirement, such as ``chainer==7.8.1`` -> wheel.
+
+    Raises:
+        BuildError: An archive cannot be downloaded, or the folder cannot be written.
+    """
+    wheels = {archive.requirement: folder / archive.wheel for archive in ARCHIVES}
+    missing = [archive for archive in ARCHIVES if not wheels[archive.requirement].exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            sources = _download(missing, Path(temporary)) if missing else {}
+            for archive in missing:
+                unfinished = Path(temporary) / archive.wheel
+                write_wheel(unfinished, wheel_files(archive, sources[archive.name]))
+                os.replace(unfinished, wheels[archive.requirement])
+    except OSError as error:
+        raise BuildError(f'{folder}: the wheels of Chainer and ChainerCV cannot be written ({error})') from error
+    return wheels
+
+
+def _download(archives: list[SourceArchive], folder: Path) -> dict[str, Path]:
+    """Download source archives with pip, which knows the index, the proxy and the certificates of the user.
+
+    pip reads the metadata of an archive by its ``setup.py``, which this environment's setuptools can run.
+    """
+    lines = [f'{archive.requirement} --hash=sha256:{archive.sha256}\n' for archive in archives]
+    requirements = folder / 'requirements.txt'
+    requirements.write_text(''.join(lines), encoding='utf-8')
+    options = ['--no-deps', '--no-build-isolation', '--no-binary', ':all:', '--disable-pip-version-check', '-q']
+    command = [sys.executable, '-m', 'pip', 'download', *options, '-d', str(folder), '-r', str(requirements)]
+    if subprocess.run(command, check=False, stdout=sys.stderr, env=_environment()).returncode:
+        names = ' and '.join(archive.requirement for archive in archives)
+        raise BuildError(f'pip could not download {names}; check the network, the proxy and the index that pip uses')
+    return {archive.name: _find(archive, folder) for archive in archives}
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of pip, with the index of uv if uv runs this backend."""
+    environment = dict(os.environ)
+    for uv_name, pip_name in (
+        ('UV_DEFAULT_INDEX', 'PIP_INDEX_URL'),
+        ('UV_INDEX_URL', 'PIP_INDEX_URL'),
+        ('UV_INDEX', 'PIP_EXTRA_INDEX_URL'),
+        ('UV_EXTRA_INDEX_URL', 'PIP_EXTRA_INDEX_URL'),
+        ('UV_FIND_LINKS', 'PIP_FIND_LINKS'),
+    ):
+        if uv_name in environment:
+            environment.setdefault(pip_name, environment[uv_name].replace(',', ' '))
+    return environment
+
+
+def _find(archive: SourceArchive, folder: Path) -> Path:
+    path = folder / f'{archive.name}-{archive.version}.tar.gz'
+    if hashlib.sha256(path.read_bytes()).hexdigest() != archive.sha256:
+        raise BuildError(f'{path.name}: the SHA-256 checksum differs from that of the published archive')
+    return path
+
+
+def wheel_files(archive: SourceArchive, path: Path) -> dict[str, bytes]:
+    """Return the files of the wheel of a source archive.
+
+    Args:
+        archive: Its description.
+        path: The ``.tar.gz`` file.
+
+    Returns:
+        Path in the wheel -> content, without ``RECORD``.
+    """
+    root, metadata_folder = f'{archive.name}-{archive.version}', f'{archive.name}-{archive.version}.dist-info'
+    files = {}
+    with tarfile.open(path) as source:
+        for member in source:
+            inner = member.name.removeprefix(f'{root}/')
+            file = source.extractfile(member)  # None for folders and links
+            if file is None:
+                continue
+            if inner.split('/')[0] in archive.packages and inner.endswith(('.py', '.pyi', '/py.typed')):
+                files[inner] = file.read()
+            elif inner == 'LICENSE':
+                files[f'{metadata_folder}/licenses/LICENSE'] = file.read()
+            elif inner == 'PKG-INFO':
+                files[f'{metadata_folder}/METADATA'] = _metadata(archive, file.read())
+    files[f'{metadata_folder}/WHEEL'] = (
+        b'Wheel-Version: 1.0\nGenerator: mask-rcnn-chainer\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
+    )
+    return files
+
+
+def _metadata(archive: SourceArchive, pkg_info: bytes) -> bytes:
+    """Return the ``METADATA`` of a wheel: the summary, authors and licence of ``PKG-INFO``, and the requirements."""
+    old = email.parser.BytesParser().parsebytes(pkg_info)
+    new = email.message.Message()
+    new['Metadata-Version'], new['Name'], new['Version'] = '2.1', archive.name, archive.version
+    new['Summary'] = ' '.join(str(old['Summary']).split())
+    for field in ('Home-page', 'Author', 'Author-email', 'License'):
+        if old[field] not in (None, 'UNKNOWN'):
+            new[field] = old[field]
+    for requirement in archive.requirements:
+        new['Requires-Dist'] = requirement
+    return new.as_bytes()
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        for made in make_wheels(Path(sys.argv[1])).values():
+            print(made)
+    except BuildError as failure:
+        sys.exit(f'chainer_wheels: {failure}')
