@@ -7,7 +7,7 @@
 # make reliability  mutate files, kill runs, fill disks: the table of docs/reliability.md
 # make lint         check style, names, types and spelling
 # make coverage     run the tests and report the lines that they do not reach
-# All of them create .venv first if it is not up to date.  PYTHON selects the interpreter (3.10 to 3.13), EXTRAS the GPU
+# All of them create .venv first if it is not up to date.  PYTHON selects the interpreter (3.10 to 3.15), EXTRAS the GPU
 # libraries (auto, none, cuda12, cuda13), IMAGE the image of a demo, JOBS the number of test processes.
 
 PYTHON ?= python3
@@ -16,22 +16,25 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo demo-coco notebooks test test-slow gpu-check reliability lint coverage clean
+.PHONY: setup setup-demo demo demo-coco notebooks test test-slow gpu-check reliability lint coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
 
-demo: setup
+setup-demo:
+	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS) --purpose run
+
+demo: setup-demo
 	@$(RUN) scripts/run_demo.py $(if $(IMAGE),--image '$(IMAGE)')
 
-demo-coco: setup
+demo-coco: setup-demo
 	@$(RUN) scripts/run_demo.py --coco $(if $(IMAGE),--image '$(IMAGE)')
 
 # JupyterLab and its seventy requirements are not installed for the tests.  Root is the usual user of a container, where
 # Jupyter refuses to start without the flag; it answers on this machine only, and asks for its token.
 notebooks: setup
 	@$(RUN) -c 'import jupyterlab' 2> /dev/null || { echo 'Installing Jupyter.'; \
-	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt --no-build-isolation -e '.[notebooks]'; }
+	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[notebooks]'; }
 	$(RUN) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/demo.ipynb
 
 # One BLAS thread per process: two processes with two threads each would wait for each other.

@@ -10,7 +10,11 @@ plain requirements, for wheels that are published beside those of Chainer and Ch
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +35,30 @@ __all__ = [
 
 _Settings = dict[str, Any] | None
 
-get_requires_for_build_editable = build_meta.get_requires_for_build_editable
-get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
-get_requires_for_build_wheel = build_meta.get_requires_for_build_wheel
+
+def get_requires_for_build_wheel(config_settings: _Settings = None) -> list[str]:
+    """Return the requirements of setuptools for a wheel."""
+    with _clean_checkout():
+        return build_meta.get_requires_for_build_wheel(_split(config_settings)[0])
+
+
+def get_requires_for_build_editable(config_settings: _Settings = None) -> list[str]:
+    """Return the requirements of setuptools for an editable wheel."""
+    with _clean_checkout():
+        return build_meta.get_requires_for_build_editable(_split(config_settings)[0])
+
+
+def get_requires_for_build_sdist(config_settings: _Settings = None) -> list[str]:
+    """Return the requirements of setuptools for a source archive."""
+    with _clean_checkout():
+        return build_meta.get_requires_for_build_sdist(_split(config_settings)[0])
 
 
 def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: _Settings = None) -> str:
     """Write the folder ``.dist-info`` of the wheel; return its name."""
     settings, portable = _split(config_settings)
-    name = build_meta.prepare_metadata_for_build_wheel(metadata_directory, settings)
+    with _clean_checkout():
+        name = build_meta.prepare_metadata_for_build_wheel(metadata_directory, settings)
     if not portable:
         _refer_to_wheels(Path(metadata_directory, name, 'METADATA'))
     return name
@@ -48,18 +67,17 @@ def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: _
 def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: _Settings = None) -> str:
     """Write the folder ``.dist-info`` of the editable wheel; return its name."""
     settings, portable = _split(config_settings)
-    name = build_meta.prepare_metadata_for_build_editable(metadata_directory, settings)
+    with _clean_checkout():
+        name = build_meta.prepare_metadata_for_build_editable(metadata_directory, settings)
     if not portable:
         _refer_to_wheels(Path(metadata_directory, name, 'METADATA'))
     return name
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: _Settings = None, metadata_directory: str | None = None
-) -> str:
+def build_wheel(wheel_directory: str, config_settings: _Settings = None, metadata_directory: str | None = None) -> str:
     """Build the wheel; return its file name."""
     settings, _ = _split(config_settings)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _clean_checkout():
         if metadata_directory is None:
             metadata_directory = str(Path(folder, prepare_metadata_for_build_wheel(folder, config_settings)))
         name = build_meta.build_wheel(wheel_directory, settings, metadata_directory)
@@ -72,18 +90,41 @@ def build_editable(
 ) -> str:
     """Build the editable wheel; return its file name."""
     settings, _ = _split(config_settings)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _clean_checkout():
         if metadata_directory is None:
-            metadata_directory = str(Path(folder, prepare_metadata_for_build_editable(folder, config_settings)))
-        return build_meta.build_editable(wheel_directory, settings, metadata_directory)
+            prepare_metadata_for_build_editable(folder, config_settings)
+        else:
+            # setuptools expects the parent of the folder, although frontends give the folder itself
+            shutil.copytree(metadata_directory, Path(folder, Path(metadata_directory).name))
+        return build_meta.build_editable(wheel_directory, settings, folder)
 
 
 def build_sdist(sdist_directory: str, config_settings: _Settings = None) -> str:
     """Build the source archive; return its file name."""
     settings, _ = _split(config_settings)
-    name = build_meta.build_sdist(sdist_directory, settings)
+    with _clean_checkout():
+        name = build_meta.build_sdist(sdist_directory, settings)
     normalise_sdist(Path(sdist_directory, name))
     return name
+
+
+@contextlib.contextmanager
+def _clean_checkout() -> Iterator[None]:
+    """Let setuptools write its folders ``build`` and ``.egg-info`` elsewhere.
+
+    It would otherwise take deleted modules from those of an earlier build, and could not build in a read-only checkout.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = Path(folder, 'options.cfg')
+        options.write_text(f'[build]\nbuild_base = {folder}/build\n[egg_info]\negg_base = {folder}\n', encoding='utf-8')
+        before = os.environ.get('DIST_EXTRA_CONFIG')
+        os.environ['DIST_EXTRA_CONFIG'] = str(options)
+        try:
+            yield
+        finally:
+            os.environ.pop('DIST_EXTRA_CONFIG')
+            if before is not None:
+                os.environ['DIST_EXTRA_CONFIG'] = before
 
 
 def _split(config_settings: _Settings) -> tuple[dict[str, Any], bool]:

@@ -3,16 +3,14 @@
     python build_backend/chainer_wheels.py FOLDER
 
 Both are published as source archives only, whose ``setup.py`` needs a setuptools that is older than 81.  ChainerCV's
-also compiles a C extension, which fails on Python 3.11 and later and which :mod:`mask_rcnn.compat` replaces, and installs
-its tests as a package ``tests``.  Their wheels here contain the Python files of the archives, unchanged, and their
-metadata.
+also compiles a C extension, which fails on Python 3.11 and later and which :mod:`mask_rcnn.compat` replaces, and
+installs its tests as a package ``tests``.  Their wheels here contain the Python files of the archives, unchanged, and
+their metadata.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import email.message
-import email.parser
 import hashlib
 import os
 import subprocess
@@ -37,13 +35,17 @@ class SourceArchive:
         name: Name of the distribution.
         version: Its version.
         sha256: The checksum of the archive, in hexadecimal digits.
+        author: Its authors.
+        summary: A description of one line; ChainerCV's ``PKG-INFO`` has one that is not valid.
         packages: Its top-level packages.
-        requirements: The distributions that it needs; its ``PKG-INFO`` does not contain them.
+        requirements: The distributions that it needs.
     """
 
     name: str
     version: str
     sha256: str
+    author: str
+    summary: str
     packages: tuple[str, ...]
     requirements: tuple[str, ...]
 
@@ -58,12 +60,14 @@ class SourceArchive:
         return f'{self.name}-{self.version}-py3-none-any.whl'
 
 
-#: Chainer also names setuptools, for ``pkg_resources``, which :mod:`mask_rcnn.compat` supplies.  ChainerX is written in C++.
+#: Chainer also names setuptools, for ``pkg_resources``, which :mod:`mask_rcnn.compat` supplies.
 ARCHIVES = (
     SourceArchive(
         name='chainer',
         version='7.8.1',
         sha256='179f06176f8d7a42385bc7811956db04e68213cfe30f5081491b9e2b6ff70de8',
+        author='Seiya Tokui',
+        summary='A flexible framework of neural networks',
         packages=('chainer', 'chainermn', 'chainerx', 'onnx_chainer'),
         requirements=('filelock', 'numpy>=1.9.0', 'protobuf>=3.0.0', 'six>=1.9.0', 'typing_extensions'),
     ),
@@ -71,6 +75,8 @@ ARCHIVES = (
         name='chainercv',
         version='0.13.1',
         sha256='84214bd2fc191dacd73a95342ac45ded36232fc588825458752ec57df5e97ded',
+        author='Yusuke Niitani, Toru Ogawa',
+        summary='Collection of Deep Learning Computer Vision Algorithms implemented in Chainer',
         packages=('chainercv',),
         requirements=('chainer>=6.0', 'Pillow'),
     ),
@@ -157,38 +163,35 @@ def wheel_files(archive: SourceArchive, path: Path) -> dict[str, bytes]:
     Returns:
         Path in the wheel -> content, without ``RECORD``.
     """
-    root, metadata_folder = f'{archive.name}-{archive.version}', f'{archive.name}-{archive.version}.dist-info'
-    files = {}
+    root = f'{archive.name}-{archive.version}'
+    metadata_folder, files = f'{root}.dist-info', {}
     with tarfile.open(path) as source:
         for member in source:
-            inner = member.name.removeprefix(f'{root}/')
-            file = source.extractfile(member)  # None for folders and links
+            inner, file = member.name.removeprefix(f'{root}/'), source.extractfile(member) if member.isfile() else None
             if file is None:
                 continue
             if inner.split('/')[0] in archive.packages and inner.endswith(('.py', '.pyi', '/py.typed')):
                 files[inner] = file.read()
             elif inner == 'LICENSE':
                 files[f'{metadata_folder}/licenses/LICENSE'] = file.read()
-            elif inner == 'PKG-INFO':
-                files[f'{metadata_folder}/METADATA'] = _metadata(archive, file.read())
+    files[f'{metadata_folder}/METADATA'] = _metadata(archive)
     files[f'{metadata_folder}/WHEEL'] = (
         b'Wheel-Version: 1.0\nGenerator: mask-rcnn-chainer\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
     )
     return files
 
 
-def _metadata(archive: SourceArchive, pkg_info: bytes) -> bytes:
-    """Return the ``METADATA`` of a wheel: the summary, authors and licence of ``PKG-INFO``, and the requirements."""
-    old = email.parser.BytesParser().parsebytes(pkg_info)
-    new = email.message.Message()
-    new['Metadata-Version'], new['Name'], new['Version'] = '2.1', archive.name, archive.version
-    new['Summary'] = ' '.join(str(old['Summary']).split())
-    for field in ('Home-page', 'Author', 'Author-email', 'License'):
-        if old[field] not in (None, 'UNKNOWN'):
-            new[field] = old[field]
-    for requirement in archive.requirements:
-        new['Requires-Dist'] = requirement
-    return new.as_bytes()
+def _metadata(archive: SourceArchive) -> bytes:
+    fields = [
+        ('Metadata-Version', '2.1'),
+        ('Name', archive.name),
+        ('Version', archive.version),
+        ('Summary', archive.summary),
+        ('Author', archive.author),
+        ('License', 'MIT'),
+        *(('Requires-Dist', requirement) for requirement in archive.requirements),
+    ]
+    return ''.join(f'{name}: {value}\n' for name, value in fields).encode()
 
 
 if __name__ == '__main__':

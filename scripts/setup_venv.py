@@ -1,9 +1,9 @@
 """Create or update the virtual environment that ``make demo`` and ``make test`` use.
 
-    python3 scripts/setup_venv.py [--venv .venv] [--extras auto|none|cuda12|cuda13]
+    python3 scripts/setup_venv.py [--venv .venv] [--extras auto|none|cuda12|cuda13] [--purpose run|develop]
 
-Needs Python 3.10 to 3.13 with venv and pip, nothing else.  An environment that is up to date is kept; any other is
-created again.
+Needs Python 3.10 to 3.15 with venv and pip, nothing else.  An environment that is up to date is kept; any other is
+created again.  The one that ``make demo`` creates is small; ``make test`` adds its packages and compiles all kernels.
 """
 
 from __future__ import print_function
@@ -18,11 +18,14 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-INPUTS = ('pyproject.toml', 'constraints.txt', os.path.join('scripts', 'setup_venv.py'))
-
-#: The source archives of Chainer and ChainerCV need an old setuptools.  ChainerCV's C extension must not be compiled
-#: (it fails on Python 3.11 and newer); mask_rcnn.compat provides its only function.
-CHAINER = ['chainer==7.8.1', 'chainercv==0.13.1']
+INPUTS = (
+    'pyproject.toml',
+    'constraints.txt',
+    os.path.join('build_backend', 'dependencies.txt'),
+    os.path.join('scripts', 'setup_venv.py'),
+)
+#: In ascending order: an environment also serves the earlier purposes.
+PURPOSES = ['run', 'develop']
 
 
 class SetupError(Exception):
@@ -39,15 +42,26 @@ def main():
         choices=['auto', 'none', 'cuda12', 'cuda13'],
         help='GPU libraries to install (default: what the NVIDIA driver supports, if any)',
     )
+    parser.add_argument(
+        '--purpose',
+        default='develop',
+        choices=PURPOSES,
+        help='"run" installs what the demo needs, "develop" (default) also what tests and lint need',
+    )
     args = parser.parse_args()
     try:
         check_python()
         extras = driver_extras() if args.extras == 'auto' else args.extras
+        stamp = os.path.join(args.venv, '.ready')
         key = environment_key(extras)
-        if read_text(os.path.join(args.venv, '.ready')) != key:
+        ready = [purpose for purpose in PURPOSES if read_text(stamp) == key + purpose]
+        if not ready:
             create_environment(args.venv, extras)
-            with open(os.path.join(args.venv, '.ready'), 'w') as stamp:
-                stamp.write(key)
+        if not ready or PURPOSES.index(ready[0]) < PURPOSES.index(args.purpose):
+            if args.purpose == 'develop':
+                prepare_development(args.venv)
+            with open(stamp, 'w') as file:
+                file.write(key + args.purpose)
             print_now('ready; activate the environment with: %s' % activation_command(args.venv))
     except SetupError as error:
         sys.exit('setup: %s' % error)
@@ -55,9 +69,9 @@ def main():
 
 def check_python():
     """Raise SetupError unless this interpreter can create the environment."""
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    if not (3, 10) <= sys.version_info[:2] <= (3, 15):
         raise SetupError(
-            'Python %d.%d is not supported; choose one of 3.10 to 3.13, for example '
+            'Python %d.%d is not supported; choose one of 3.10 to 3.15, for example '
             '"make setup PYTHON=python3.12"' % sys.version_info[:2]
         )
     try:
@@ -93,44 +107,44 @@ def environment_key(extras):
 
 
 def create_environment(folder, extras):
-    """Create the environment and compile the CPU kernels."""
+    """Create the environment with what the demo needs."""
     print_now(
-        'Setting up %s with Python %s (extras: %s); this takes about three minutes.'
+        'Setting up %s with Python %s (extras: %s); this takes about a minute.'
         % (folder, sys.version.split()[0], extras)
     )
     shutil.rmtree(folder, ignore_errors=True)
     # Not sys.executable: if this environment is activated, it lies in the folder that was just removed.
     interpreter = getattr(sys, '_base_executable', None) or sys.executable
     run([interpreter, '-m', 'venv', folder], 'the virtual environment could not be created')
-    python = os.path.join(folder, 'Scripts' if os.name == 'nt' else 'bin', 'python')
-    pip = [
-        python,
-        '-m',
-        'pip',
-        '--disable-pip-version-check',
-        'install',
-        '-q',
-        '-c',
-        os.path.join(ROOT, 'constraints.txt'),
-    ]
-    advice = 'pip could not install the packages; check the network (and the proxy), then run it again'
-    print_now('Installing the packages.')
-    run(pip + ['setuptools', 'wheel', 'numpy'], advice)  # ChainerCV's setup.py imports NumPy
-    run(pip + ['--no-build-isolation', '--no-deps'] + CHAINER, advice, environment={'CC': 'true', 'LDSHARED': 'true'})
-    extras = 'test,lint' if extras == 'none' else 'test,lint,' + extras
-    run(pip + ['--no-build-isolation', '-e', '%s[%s]' % (ROOT, extras)], advice)
-    install_demo_pictures(pip)
-    print_now('Compiling the CPU kernels.')
-    script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
-    run([python, script, '--training'], 'the CPU kernels could not be compiled; the error is printed above')
-
-
-def install_demo_pictures(pip):
-    """Install the extra ``demo``; if that fails, "make demo" leaves out a picture, and everything else works."""
+    gpu = [] if extras == 'none' else [extras]
     try:
-        run(pip + ['--no-build-isolation', '--only-binary', 'mahotas', '-e', '%s[demo]' % ROOT], None)
+        install(folder, ['demo'] + gpu, ['--only-binary', 'mahotas'])
     except SetupError:
+        install(folder, gpu)
         print_now('The extra "demo" (mahotas) could not be installed; "make demo" runs without the nuclei.')
+
+
+def prepare_development(folder):
+    """Install what tests and lint need, and compile the CPU kernels, which the tests would otherwise do one by one."""
+    print_now('Installing the packages of the tests.')
+    install(folder, ['test', 'lint'])
+    print_now('Compiling the CPU kernels; this takes about a minute.')
+    script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
+    command = [environment_python(folder), script, '--training']
+    run(command, 'the CPU kernels could not be compiled; the error is printed above')
+
+
+def install(folder, extras, options=()):
+    """Install this checkout with some of its extras, in the versions that the tests run with."""
+    command = [environment_python(folder), '-m', 'pip', '--disable-pip-version-check', 'install', '-q']
+    command += ['-c', os.path.join(ROOT, 'constraints.txt')] + list(options)
+    command += ['-e', ROOT + ('[%s]' % ','.join(extras) if extras else '')]
+    run(command, 'pip could not install the packages; check the network (and the proxy), then run it again')
+
+
+def environment_python(folder):
+    """Return the interpreter of an environment."""
+    return os.path.join(folder, 'Scripts' if os.name == 'nt' else 'bin', 'python')
 
 
 def activation_command(folder):
@@ -146,10 +160,10 @@ def print_now(line):
     sys.stdout.flush()
 
 
-def run(command, advice, environment=None):
+def run(command, advice):
     """Run a command; raise SetupError with a piece of advice if it fails."""
     try:
-        subprocess.check_call(command, env=dict(os.environ, **(environment or {})))
+        subprocess.check_call(command)
     except (OSError, subprocess.CalledProcessError):
         raise SetupError(advice)
 

@@ -253,3 +253,23 @@ def test_all_kernels_of_the_package_use_the_cache():
     ]
     assert dispatchers
     assert all(isinstance(d._cache, (kernel_cache.KernelCache, kernel_cache.NoKernelCache)) for d in dispatchers)
+
+
+def locator_names(package):
+    return [locator.__name__.lstrip('_') for locator in kernel_cache._locators(package)]
+
+
+def test_a_checkout_keeps_its_kernels_and_an_installed_package_does_not(tmp_path):
+    """``pip uninstall`` deletes only what it installed, and would leave kernels in ``__pycache__``."""
+    (tmp_path / 'checkout').mkdir()
+    (tmp_path / 'checkout' / 'pyproject.toml').touch()
+    checkout, installed = (locator_names(tmp_path / name / 'mask_rcnn') for name in ('checkout', 'site-packages'))
+    assert checkout.index('InTreeCacheLocator') < checkout.index('UserFolder')
+    assert [name for name in checkout if 'InTree' not in name] == installed and 'UserFolder' in installed
+
+
+def test_the_folder_of_the_user_is_that_of_this_package(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    locator = kernel_cache._UserFolder(locator_names, __file__)
+    folder = locator.get_cache_path()
+    assert folder.startswith(str(tmp_path / 'mask-rcnn-chainer' / 'kernels') + os.sep)

@@ -18,7 +18,7 @@ def setup_venv(root):
 
 @pytest.fixture
 def created(setup_venv, monkeypatch):
-    """The extras of the environments that would have been created."""
+    """What would have been done: the extras of new environments, ``'develop'`` for the packages of the tests."""
     created = []
 
     def create_environment(folder, extras):
@@ -26,7 +26,16 @@ def created(setup_venv, monkeypatch):
         os.makedirs(folder, exist_ok=True)
 
     monkeypatch.setattr(setup_venv, 'create_environment', create_environment)
+    monkeypatch.setattr(setup_venv, 'prepare_development', lambda folder: created.append('develop'))
     return created
+
+
+@pytest.fixture
+def commands(setup_venv, monkeypatch):
+    """The commands that would have been run."""
+    commands = []
+    monkeypatch.setattr(setup_venv, 'run', lambda command, advice: commands.append(command))
+    return commands
 
 
 def main(setup_venv, monkeypatch, *arguments):
@@ -37,14 +46,30 @@ def main(setup_venv, monkeypatch, *arguments):
 def test_an_environment_is_created_once_per_set_of_extras(setup_venv, created, monkeypatch, tmp_path):
     for extras in ('none', 'none', 'cuda12', 'cuda12', 'none'):
         main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', extras)
-    assert created == ['none', 'cuda12', 'none']
+    assert created == ['none', 'develop', 'cuda12', 'develop', 'none', 'develop']
+
+
+@pytest.mark.parametrize(
+    ('purposes', 'steps'),
+    [
+        (['run', 'run'], ['none']),
+        (['run', 'develop', 'develop', 'run'], ['none', 'develop']),
+        (['develop', 'run'], ['none', 'develop']),
+    ],
+)
+def test_the_environment_of_the_demo_becomes_that_of_the_tests(
+    setup_venv, created, monkeypatch, tmp_path, purposes, steps
+):
+    for purpose in purposes:
+        main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none', '--purpose', purpose)
+    assert created == steps
 
 
 def test_an_activated_environment_is_up_to_date(setup_venv, created, monkeypatch, tmp_path):
     main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
     monkeypatch.setattr(sys, 'prefix', str(tmp_path / 'env'))
     main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
-    assert created == ['none']
+    assert created == ['none', 'develop']
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='the command of POSIX shells')
@@ -73,43 +98,56 @@ def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path, capsys)
     assert capsys.readouterr().out == ''
 
 
-def test_each_long_step_is_announced(setup_venv, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(setup_venv, 'run', lambda command, *rest, **options: None)
+def test_each_long_step_is_announced(setup_venv, commands, tmp_path, capsys):
     setup_venv.create_environment(str(tmp_path / 'env'), 'none')
+    setup_venv.prepare_development(str(tmp_path / 'env'))
     first, *steps = capsys.readouterr().out.splitlines()
     assert first.startswith('Setting up ')
-    assert steps == ['Installing the packages.', 'Compiling the CPU kernels.']
+    assert [step.split(';')[0].rstrip('.') for step in steps] == [
+        'Installing the packages of the tests',
+        'Compiling the CPU kernels',
+    ]
+
+
+@pytest.mark.parametrize(('extras', 'names'), [('none', ['demo']), ('cuda12', ['demo', 'cuda12'])])
+def test_the_demo_needs_neither_tests_nor_compiled_kernels(setup_venv, commands, tmp_path, extras, names):
+    setup_venv.create_environment(str(tmp_path / 'env'), extras)
+    make_environment, install = commands
+    assert make_environment[1:3] == ['-m', 'venv']
+    assert install[-1] == f'{setup_venv.ROOT}[{",".join(names)}]' and '--no-build-isolation' not in install
+
+
+def test_development_compiles_the_kernels_after_the_installation(setup_venv, commands, tmp_path):
+    setup_venv.prepare_development(str(tmp_path / 'env'))
+    install, compilation = commands
+    assert install[-1].endswith('[test,lint]') and compilation[1].endswith('compile_kernels.py')
 
 
 def test_an_environment_without_the_pictures_of_the_demo_is_ready(setup_venv, monkeypatch, tmp_path, capsys):
     commands = []
 
-    def run(command, *rest, **options):
+    def run(command, advice):
         commands.append(command)
-        if command[-1].endswith('[demo]'):
+        if '[demo' in command[-1]:
             raise setup_venv.SetupError('no network')
 
     monkeypatch.setattr(setup_venv, 'run', run)
     setup_venv.create_environment(str(tmp_path / 'env'), 'none')
     assert '"make demo" runs without the nuclei' in capsys.readouterr().out
-    assert sum(command[-1].endswith('[demo]') for command in commands) == 1
-    assert commands[-1][1].endswith('compile_kernels.py')
+    assert [command[-1].removeprefix(setup_venv.ROOT) for command in commands[1:]] == ['[demo]', '']
 
 
-def test_an_activated_environment_is_created_by_the_base_interpreter(setup_venv, monkeypatch, tmp_path):
+def test_an_activated_environment_is_created_by_the_base_interpreter(setup_venv, commands, monkeypatch, tmp_path):
     """The interpreter of the environment is deleted with its folder."""
-    commands = []
-    monkeypatch.setattr(setup_venv, 'run', lambda command, *rest, **options: commands.append(command))
     monkeypatch.setattr(sys, 'executable', str(tmp_path / 'env' / 'bin' / 'python'))
     setup_venv.create_environment(str(tmp_path / 'env'), 'none')
     assert commands[0][0] == sys._base_executable and commands[0][1:3] == ['-m', 'venv']
     assert not any('cuda' in word for command in commands for word in command)
-    assert commands[-1][1].endswith('compile_kernels.py')
 
 
 @pytest.mark.parametrize(
     ('version', 'supported'),
-    [((3, 9, 1), False), ((3, 10, 0), True), ((3, 13, 4), True), ((3, 14, 0), False), ((2, 7, 18), False)],
+    [((3, 9, 1), False), ((3, 10, 0), True), ((3, 15, 4), True), ((3, 16, 0), False), ((2, 7, 18), False)],
 )
 def test_supported_python_versions(setup_venv, monkeypatch, version, supported):
     monkeypatch.setattr(sys, 'version_info', version)

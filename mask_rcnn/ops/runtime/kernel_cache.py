@@ -26,6 +26,7 @@ import numpy as np
 from numba.core import caching
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
+from numba.misc.appdirs import AppDirs
 
 _logger = logging.getLogger(__name__)
 
@@ -42,21 +43,33 @@ _UserWideCacheLocator: Any = next(
 
 
 class _UserFolder(_UserWideCacheLocator):
-    """The cache folder of the user; Numba's locator makes a folder ``~`` in the current one for a user without home."""
+    """The cache folder of the user, in which this package has one of its own."""
+
+    def __init__(self, function: Callable, source: str):
+        super().__init__(function, source)
+        folder = AppDirs(appname='mask-rcnn-chainer', appauthor=False).user_cache_dir
+        self._cache_path = os.path.join(folder, 'kernels', self.get_suitable_cache_subpath(source))
 
     def ensure_cache_path(self) -> None:
-        if not os.path.isabs(self.get_cache_path()):
+        if not os.path.isabs(self.get_cache_path()):  # Numba would make a folder "~" in the current one
             raise FileNotFoundError('the user has no home folder')
         super().ensure_cache_path()
 
 
-_LOCATORS = [
-    _UserFolder if locator is _UserWideCacheLocator else locator for locator in caching.CacheImpl._locator_classes
-]
+def _locators(package: Path) -> list[type[Any]]:
+    """Return the classes that choose the folder of the kernels, in their order.
+
+    A checkout keeps them in ``__pycache__``.  An installed package does not: ``pip uninstall`` would leave them there.
+    """
+    in_tree = (package.parent / 'pyproject.toml').exists()
+    classes = [
+        _UserFolder if locator is _UserWideCacheLocator else locator for locator in caching.CacheImpl._locator_classes
+    ]
+    return [locator for locator in classes if in_tree or 'InTree' not in locator.__name__]
 
 
 class _KernelFiles(caching.CompileResultCacheImpl):
-    _locator_classes = _LOCATORS
+    _locator_classes = _locators(Path(__file__).parents[2])
 
     def get_filename_base(self, fullname: str, abiflags: str) -> str:
         """Return a name that files of Numba's cache do not have."""

@@ -1,0 +1,1 @@
+"""Tests of the build backend and of installed packages."""

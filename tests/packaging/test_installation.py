@@ -1,0 +1,141 @@
+"""The one line of the README in empty environments, with pip, uv and pipx; takes minutes and needs a package index."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from mask_rcnn.datasets import RichShapesDataset
+
+pytestmark = pytest.mark.slow
+
+#: Messages of pip and uv without a connection to an index.
+NO_NETWORK = ('NewConnectionError', 'name resolution', 'Max retries exceeded', 'error sending request', 'dns error')
+
+
+def run(command, **options):
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    if result.returncode and any(words in result.stderr for words in NO_NETWORK):
+        pytest.skip('no package index can be reached')
+    assert result.returncode == 0, f'{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}'
+    return result.stdout
+
+
+@pytest.fixture(scope='module')
+def checkout(root, tmp_path_factory):
+    """The tracked files as a new clone has them, without traces of earlier builds."""
+    folder = tmp_path_factory.mktemp('clone') / 'checkout'
+    ignored = shutil.ignore_patterns('.git', '.venv', '.*_cache', '__pycache__', 'output*.png', 'build', '*.egg-info')
+    shutil.copytree(root, folder, ignore=ignored)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+    """Variables of a user without caches, so that nothing that was built before is used."""
+    home = tmp_path_factory.mktemp('home')
+    names = ('PYTHONPATH', 'VIRTUAL_ENV', 'PIP_CONSTRAINT', 'PIPX_HOME', 'NUMBA_CACHE_DIR')
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    return {
+        **inherited,
+        'XDG_CACHE_HOME': str(home / 'cache'),
+        'UV_CACHE_DIR': str(home / 'uv'),
+        'PIPX_HOME': str(home / 'pipx'),
+        'PIPX_BIN_DIR': str(home / 'bin'),
+        'UV_TOOL_DIR': str(home / 'tools'),
+        'UV_TOOL_BIN_DIR': str(home / 'bin'),
+        'MPLCONFIGDIR': str(home / 'matplotlib'),
+    }
+
+
+@pytest.fixture(scope='module')
+def tools(tmp_path_factory, environment):
+    """The folder of the programs of an environment with uv, pipx, build and twine."""
+    folder = tmp_path_factory.mktemp('tools') / 'env'
+    run([sys.executable, '-m', 'venv', folder])
+    names = ('uv', 'pipx', 'build', 'twine', 'check-wheel-contents')
+    run([folder / 'bin' / 'pip', 'install', '-q', *names], env=environment)
+    return folder / 'bin'
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """An empty environment."""
+    run([sys.executable, '-m', 'venv', tmp_path / 'env'])
+    return tmp_path / 'env'
+
+
+def detect(command, checkout, folder, environment):
+    """Run ``mask-rcnn demo`` on a picture in an empty folder."""
+    folder.mkdir()
+    scene = RichShapesDataset(1, size=256, seed=7)[0].image.transpose(1, 2, 0).astype('uint8')
+    Image.fromarray(scene).save(folder / 'scene.png')
+    model = checkout / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
+    run([command, 'demo', '--image', 'scene.png', '--modelfile', model], cwd=folder, env=environment)
+    with Image.open(folder / 'output.png') as picture:
+        assert picture.size == (256, 256)
+
+
+def all_files(folder):
+    return {path.relative_to(folder) for path in folder.rglob('*') if path.is_file() and path.suffix != '.pyc'}
+
+
+def test_pip_installs_and_uninstalls(checkout, environment, empty, tmp_path):
+    before = all_files(empty)
+    run([empty / 'bin' / 'pip', 'install', '-q', '--no-cache-dir', '.'], cwd=checkout, env=environment)
+    detect(empty / 'bin' / 'mask-rcnn', checkout, tmp_path / 'work', environment)
+    package = next(empty.rglob('site-packages')) / 'mask_rcnn'
+    assert package.is_dir()
+    run([empty / 'bin' / 'pip', 'check'], env=environment)
+    run([empty / 'bin' / 'pip', 'uninstall', '-q', '-y', 'mask-rcnn-chainer'], env=environment)
+    assert not package.exists()  # also no compiled kernels
+    frozen = run([empty / 'bin' / 'pip', 'list', '--format', 'freeze'], env=environment).split()
+    others = [line.split('==')[0] for line in frozen if not line.startswith(('pip==', 'setuptools=='))]
+    run([empty / 'bin' / 'pip', 'uninstall', '-q', '-y', *others], env=environment)
+    assert all_files(empty) - before == set()
+    assert sorted(path.name for path in checkout.iterdir() if path.name == 'build' or path.suffix == '.egg-info') == []
+
+
+def test_uv_installs(checkout, environment, tools, empty, tmp_path):
+    run(
+        [tools / 'uv', 'pip', 'install', '-q', '--python', empty / 'bin' / 'python', '.'], cwd=checkout, env=environment
+    )
+    detect(empty / 'bin' / 'mask-rcnn', checkout, tmp_path / 'work', environment)
+
+
+def test_pipx_installs(checkout, environment, tools, tmp_path):
+    run([tools / 'pipx', 'install', '--python', sys.executable, '.'], cwd=checkout, env=environment)
+    command = os.path.join(environment['PIPX_BIN_DIR'], 'mask-rcnn')
+    detect(command, checkout, tmp_path / 'work', environment)
+    run([tools / 'pipx', 'uninstall', 'mask-rcnn-chainer'], env=environment)
+    assert not os.path.exists(command)
+
+
+def test_the_archives_are_reproducible_and_install_without_the_checkout(checkout, environment, tools, empty, tmp_path):
+    """A second copy has other times and permissions."""
+    other = tmp_path / 'other'
+    shutil.copytree(checkout, other, copy_function=shutil.copyfile)
+    for path in other.rglob('*.py'):
+        path.chmod(0o664)
+    for folder, output in ((checkout, 'first'), (other, 'second')):
+        run(
+            [tools / 'python', '-m', 'build', '-C', 'portable=true', '--outdir', tmp_path / output, folder],
+            env=environment,
+        )
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ('first', 'second'))
+    assert [path.name for path in first] == [path.name for path in second] and len(first) == 2
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    run([tools / 'twine', 'check', '--strict', *first], env=environment)
+    (wheel,) = [path for path in first if path.suffix == '.whl']
+    run([tools / 'check-wheel-contents', wheel], env=environment)
+    shutil.rmtree(other)
+    backend = checkout / 'build_backend'
+    run([tools / 'pip', 'install', '-q', 'platformdirs', 'setuptools<81'], env=environment)
+    run([tools / 'python', backend / 'chainer_wheels.py', tmp_path / 'first'], env=environment)
+    wheels = sorted((tmp_path / 'first').glob('*.whl'))
+    assert len(wheels) == 3
+    run([empty / 'bin' / 'pip', 'install', '-q', *wheels], env=environment)
+    detect(empty / 'bin' / 'mask-rcnn', checkout, tmp_path / 'work', environment)
