@@ -6,6 +6,7 @@
 # make gpu-check    check and measure everything on a GPU
 # make reliability  mutate files, kill runs, fill disks: the table of docs/reliability.md
 # make lint         check style, names, types and spelling
+# make dist         build and check the archives of a release in dist/
 # make coverage     run the tests and report the lines that they do not reach
 # All of them create .venv first if it is not up to date.  PYTHON selects the interpreter (3.10 to 3.15), EXTRAS the GPU
 # libraries (auto, none, cuda12, cuda13), IMAGE the image of a demo, JOBS the number of test processes.
@@ -16,7 +17,7 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-demo demo demo-coco notebooks test test-slow gpu-check reliability lint coverage clean
+.PHONY: setup setup-demo demo demo-coco notebooks test test-slow gpu-check reliability lint dist coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
@@ -58,8 +59,14 @@ lint: setup
 	$(RUN) -m nbqa mypy notebooks
 	$(RUN) -m codespell_lib
 
+# The tools and their requirements are not installed for the tests.
+dist: setup
+	@$(RUN) -c 'import build, twine' 2> /dev/null || \
+	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[dist]'
+	$(RUN) scripts/make_dist.py
+
 coverage: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow" --cov --cov-report=term
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

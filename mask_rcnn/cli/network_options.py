@@ -58,8 +58,8 @@ def check_modelfile(path: Path) -> None:
     if not os.path.lexists(path):
         raise WeightFileError(
             path,
-            'no such file; "make demo-coco" downloads and converts Detectron\'s weights, '
-            'utils/detectron_parser.py converts model_final.pkl',
+            'no such file; give weights of any program with --modelfile, or run "make demo-coco" in a checkout, which '
+            "downloads and converts Detectron's",
         )
 
 
