@@ -71,14 +71,27 @@ def data() -> Path:
 
 @pytest.fixture(scope='session')
 def golden() -> Path:
-    """The folder of the original programs' outputs: ``$MASK_RCNN_GOLDEN`` or ``../shared/golden``."""
-    named = os.environ.get(GOLDEN_VARIABLE)
-    folder = Path(named) if named else ROOT.parent / 'shared' / 'golden'
-    if (folder / 'detectron').is_dir():
-        return folder
+    """The folder of the original programs' outputs; see :func:`find_golden`."""
+    return find_golden(os.environ.get(GOLDEN_VARIABLE), ROOT)
+
+
+def find_golden(named: str | None, root: Path) -> Path:
+    """Return the folder of the original programs' outputs, or skip the test.
+
+    Args:
+        named: The folder that the environment variable names, if any.
+        root: The root of the repository, whose folder ``.golden`` ``scripts/fetch_golden.py`` writes.
+    """
+    folders = [Path(named)] if named else [root / '.golden', root.parent / 'shared' / 'golden']
+    for folder in folders:
+        if (folder / 'detectron').is_dir():
+            return folder
     if named:
-        pytest.fail(f'{GOLDEN_VARIABLE}: {folder} has no folder named detectron')
-    pytest.skip(f'no reference outputs in {folder}; {GOLDEN_VARIABLE} may name another folder')
+        pytest.fail(f'{GOLDEN_VARIABLE}: {named} has no folder named detectron')
+    pytest.skip(
+        f'no reference outputs in {folders[-1]}; scripts/fetch_golden.py downloads them, and {GOLDEN_VARIABLE} may '
+        'name another folder'
+    )
 
 
 @pytest.fixture(scope='session')
