@@ -88,7 +88,8 @@ def test_the_files_of_the_build_are_in_the_context(root, instructions, ignored):
     words = shlex.split(' '.join(arguments(instructions, BUILD, 'RUN')))
     used = {word for word in words if re.fullmatch(r'[\w/]+\.(txt|py)', word)}
     assert {'constraints.txt', 'scripts/compile_kernels.py'} <= used
-    for path in (*used, 'pyproject.toml', 'README.md', 'LICENSE', 'mask_rcnn/cli/__init__.py', 'mask_rcnn/py.typed'):
+    built_from = ('pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'build_backend/backend.py')
+    for path in (*used, *built_from, 'build_backend/dependencies.txt', 'mask_rcnn/cli/__init__.py'):
         assert (root / path).is_file() and not is_ignored(path, ignored), path
 
 
