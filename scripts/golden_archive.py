@@ -125,7 +125,7 @@ def unpack(path: Path, folder: Path, sha256: str) -> int:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise BadFileError(path, f'is not an intact zip archive ({error})') from error
     except OSError as error:
         if isinstance(error, FileError):
