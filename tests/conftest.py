@@ -46,7 +46,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def no_compilation_notice(monkeypatch):
     """Keep the notice of compiled kernels, which depends on Numba's cache, out of the output that tests compare."""
-    monkeypatch.setattr('mask_rcnn.cli.command.on_first_compilation', lambda callback: None)
+    monkeypatch.setattr('mask_rcnn.ops.runtime.compilation.on_first_compilation', lambda callback: None)
 
 
 @pytest.fixture

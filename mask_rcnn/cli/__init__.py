@@ -26,6 +26,7 @@ COMMANDS = {
     'export': 'export a model as one ONNX file, from the image to the detections',
     'info': 'describe a weight file',
     'data': 'import, check, describe, show and split your own data',
+    'doctor': 'describe the installation and the machine, and state what is missing',
     'inspect': 'show every step of a detection, the training targets, or the weights of a file',
 }
 
@@ -48,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # during the imports, which take a second; the command handles later ones
             print_error('interrupted')
             return 130
+        except ImportError as error:
+            if (error.name or '').partition('.')[0] == 'mask_rcnn':
+                raise
+            reason = ' '.join(str(error).split())
+            print_error(f'a package cannot be imported ({reason}); "mask-rcnn doctor" states what to install')
+            return 1
 
 
 @contextlib.contextmanager

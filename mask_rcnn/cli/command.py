@@ -20,7 +20,6 @@ from mask_rcnn.io.console import (
     report_lost_output,
 )
 from mask_rcnn.io.errors import OneLineError
-from mask_rcnn.ops.runtime.compilation import on_first_compilation
 
 
 class UsageError(OneLineError):
@@ -91,6 +90,8 @@ def report_error(message: str, status: int = 1) -> int:
 @functools.cache
 def announce_compilation() -> None:
     """Write one line if this process compiles kernels, when it compiles the first one."""
+    from mask_rcnn.ops.runtime.compilation import on_first_compilation  # mask-rcnn doctor also runs without Numba
+
     message = 'compiling CPU kernels, which are then cached; this can take a minute'
     on_first_compilation(lambda: print_note(message))
 

@@ -13,7 +13,7 @@ from mask_rcnn.config.fields import MAX_INT32, describe_value
 from mask_rcnn.io.console import print_note
 from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
-from mask_rcnn.ops.runtime.device import get_device
+from mask_rcnn.ops.runtime.device import DOCTOR, get_device
 
 #: The type of the method ``add_argument`` of a parser or an argument group.
 AddArgument = Callable[..., argparse.Action]
@@ -207,7 +207,7 @@ def check_precision(name: str, gpu: int) -> None:
         return
     reason = precision_error(name, None if gpu < 0 else capability(gpu))
     if reason is None and not is_available():
-        reason = 'it needs cuDNN 9 and the package nvidia-cudnn-frontend'
+        reason = f'it needs cuDNN 9 and the package nvidia-cudnn-frontend; {DOCTOR}'
     if reason is not None:
         raise UsageError(f'--precision {name}: {reason}')
 
@@ -227,18 +227,19 @@ def gpu_error(gpu: int) -> str | None:
     try:
         import cupy
     except ModuleNotFoundError as error:
-        return 'CuPy is not installed' if error.name == 'cupy' else f'CuPy cannot be imported ({error})'
+        reason = 'CuPy is not installed' if error.name == 'cupy' else f'CuPy cannot be imported ({error})'
+        return f'{reason}; {DOCTOR}'
     except Exception as error:  # a CuPy that does not fit the driver raises errors of many types
         cause = error.__cause__ or error  # CuPy wraps it in a long text about its installation
-        return f'CuPy cannot be imported ({" ".join(str(cause).split())[:100]})'
+        return f'CuPy cannot be imported ({" ".join(str(cause).split())[:100]}); {DOCTOR}'
     try:
         n_gpus = cupy.cuda.runtime.getDeviceCount()
         if n_gpus == 0:
-            return 'there is no CUDA device'
+            return f'there is no CUDA device; {DOCTOR}'
         if gpu >= n_gpus:
             return f'there {"is" if n_gpus == 1 else "are"} only {counted(n_gpus, "CUDA device")}'
         with cupy.cuda.Device(gpu):
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:
-        return f'CUDA does not work ({" ".join(str(error).split())[:100]})'
+        return f'CUDA does not work ({" ".join(str(error).split())[:100]}); {DOCTOR}'
     return None

@@ -45,7 +45,7 @@ def install() -> None:
     register()
     for name in MODULES:
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f'{name} is not installed; see the README, "Two commands"', name=name)
+            raise ImportError(f'{name} is not installed; "mask-rcnn doctor" states what to install', name=name)
         importlib.import_module(name)
 
 

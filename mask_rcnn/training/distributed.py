@@ -33,7 +33,7 @@ import numpy as np
 
 from mask_rcnn.compat import patch_chainermn
 from mask_rcnn.inference.save import collect_arrays
-from mask_rcnn.ops.runtime.device import cuda_device_count
+from mask_rcnn.ops.runtime.device import DOCTOR, cuda_device_count
 from mask_rcnn.ops.runtime.parallel import available_cpus
 from mask_rcnn.ops.runtime.transfer import read_scalars
 from mask_rcnn.training import sharing
@@ -259,7 +259,7 @@ def _import_chainermn() -> ModuleType:
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DistributedError(
-            f'several processes need mpi4py and MPI, which do not work here ({reason}); see the README, "Several GPUs"'
+            f'several processes need mpi4py and MPI, which do not work here ({reason}); {DOCTOR}'
         ) from error
     return chainermn
 
@@ -273,7 +273,7 @@ def _check_nccl(name: str, chainermn: ModuleType) -> None:
     for host in filter(None, hosts):
         raise DistributedError(
             'communicator pure_nccl needs CUDA, CuPy and NCCL, which do not work on '
-            f'{host}; see the README, "Several GPUs" (naive works on CPUs)'
+            f'{host} (naive works on CPUs); {DOCTOR}'
         )
 
 

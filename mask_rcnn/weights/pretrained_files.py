@@ -128,6 +128,15 @@ _COCO_MODELS = {
 }
 
 
+def search_folders(model_folder: _Path = MODEL_FOLDER) -> tuple[pathlib.Path, pathlib.Path]:
+    """Return the folders in which named weights are searched: that of Chainer's models, and that of the converters.
+
+    Args:
+        model_folder: The folder of the converters.
+    """
+    return pathlib.Path(chainer.dataset.get_dataset_root(), 'pfnet', 'chainer', 'models'), pathlib.Path(model_folder)
+
+
 def find_pretrained(
     name_or_path: _Path,
     extractor: str = 'resnet50',
@@ -154,8 +163,7 @@ def find_pretrained(
     if name not in (IMAGENET, COCO):
         with open_weight_file(name_or_path):
             return pathlib.Path(name_or_path)
-    chainer_folder = pathlib.Path(chainer.dataset.get_dataset_root(), 'pfnet', 'chainer', 'models')
-    model_folder = pathlib.Path(model_folder)
+    chainer_folder, model_folder = search_folders(model_folder)
     folders = [chainer_folder, model_folder] if name == IMAGENET else [model_folder, chainer_folder]
     file_names, advice = (
         _imagenet_files(extractor) if name == IMAGENET else _coco_files(extractor, keypoints, model_folder)

@@ -25,7 +25,7 @@ def test_an_interrupt_during_the_imports_is_one_line(monkeypatch, capsys):
 
 def test_a_command_announces_the_compilation_of_kernels_once(monkeypatch, capsys):
     callbacks = []
-    monkeypatch.setattr(command, 'on_first_compilation', callbacks.append)
+    monkeypatch.setattr('mask_rcnn.ops.runtime.compilation.on_first_compilation', callbacks.append)
     command.announce_compilation.cache_clear()
     for _ in range(2):
         assert command.run_and_report_errors(lambda: 0, ()) == 0

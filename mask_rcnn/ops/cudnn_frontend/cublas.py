@@ -16,6 +16,7 @@ from typing import Any
 from chainer.backends import cuda
 
 from mask_rcnn.ops.runtime.array import Array
+from mask_rcnn.ops.runtime.device import DOCTOR
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def _load_library() -> Any:
             getattr(library, name).argtypes = types
     except Exception as error:
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-        logger.warning('float32 convolutions run without cuBLAS and take several times as long: %s', reason)
+        logger.warning('float32 convolutions run without cuBLAS and take several times as long: %s; %s', reason, DOCTOR)
         return None
     return library
 

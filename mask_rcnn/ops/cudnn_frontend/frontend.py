@@ -17,6 +17,8 @@ from typing import Any
 
 from chainer.backends import cuda
 
+from mask_rcnn.ops.runtime.device import DOCTOR
+
 logger = logging.getLogger(__name__)
 
 #: The version number of cuDNN 9.0.0; the graphs are made for its engines.
@@ -53,8 +55,9 @@ def warn_fallback(reason: Exception | str) -> None:
         reason = ' '.join(f'{type(reason).__name__}: {reason}'.split())[:200]
     logger.warning(
         'convolutions run without cuDNN and take several times as long: %s '
-        '(the packages nvidia-cudnn-frontend and nvidia-cudnn-cu12 or -cu13 are needed)',
+        '(the packages nvidia-cudnn-frontend and nvidia-cudnn-cu12 or -cu13 are needed; %s)',
         reason,
+        DOCTOR,
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import chainer
 import numpy as np
 
+#: The end of a message on CUDA, CuPy, cuDNN, NCCL or MPI that does not work.
+DOCTOR = '"mask-rcnn doctor" states what is missing'
+
 
 def get_device(gpu: int) -> chainer.backend.Device:
     """Return the device with a CUDA device id; a negative id selects the CPU.
@@ -18,7 +21,7 @@ def get_device(gpu: int) -> chainer.backend.Device:
     if gpu >= count:
         raise ValueError(
             f'GPU {gpu} does not exist: '
-            + (f'CUDA sees {count}' if count else 'CUDA or CuPy does not work here (README, "Two commands")')
+            + (f'CUDA sees {count}' if count else f'CUDA or CuPy does not work here; {DOCTOR}')
         )
     device = chainer.get_device(f'@cupy:{gpu}')
     device.use()

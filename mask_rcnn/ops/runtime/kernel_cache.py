@@ -108,9 +108,13 @@ class _CheckedFiles(caching.IndexDataCacheFile):
         return pickle.loads(kernel) if stamp == self._stamp(key) else None
 
     def flush(self) -> None:
-        for path in Path(self._cache_path).iterdir():
-            if path.name.startswith(f'{self._base}.') and path.suffix == '.nbc':
-                path.unlink(missing_ok=True)
+        for path in self.paths():
+            path.unlink(missing_ok=True)
+
+    def paths(self) -> list[Path]:
+        """Return the paths of the function's kernels."""
+        folder = Path(self._cache_path)
+        return [path for path in folder.iterdir() if path.name.startswith(f'{self._base}.') and path.suffix == '.nbc']
 
     def _path(self, key: Any) -> str:
         """Return the path of a kernel; another version of the source file has the same one."""
@@ -136,7 +140,8 @@ class KernelCache(caching.FunctionCache):
     def __init__(self, function: Callable):
         super().__init__(function)
         self.source_stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, self._source_stamps)
+        self._files = _CheckedFiles(self._cache_path, self._impl.filename_base, self._source_stamps)
+        self._cache_file = self._files
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kernel of a signature, or ``None`` if the cache does not contain it or is damaged."""
@@ -154,6 +159,10 @@ class KernelCache(caching.FunctionCache):
             super().save_overload(sig, data)
         except Exception as error:
             self._warn_of(error)
+
+    def is_stored(self) -> bool:
+        """Return whether the cache contains a kernel of the function, of any signature, processor and version."""
+        return bool(self._files.paths())
 
     def _source_stamps(self) -> list:
         """Return the stamps of all that the kernel is compiled from, apart from its arguments.
@@ -188,14 +197,17 @@ class NoKernelCache(caching.NullCache):
 
     Args:
         reason: The reason why there is no cache.
+
+    Attributes:
+        reason (str): The reason.
     """
 
     def __init__(self, reason: str):
-        self._reason = reason
+        self.reason = reason
 
     def save_overload(self, sig: Any, cres: Any) -> None:
         """Warn that the kernel is not stored."""
-        _warn_once(f'no folder for the compiled CPU kernels ({self._reason}); {_ADVICE}')
+        _warn_once(f'no folder for the compiled CPU kernels ({self.reason}); {_ADVICE}')
 
 
 def make_cache(function: Callable) -> KernelCache | NoKernelCache:

@@ -87,6 +87,12 @@ def limit_threads(n: int) -> None:
         set_threads(min(get_threads(), n))
 
 
+def blas_threads() -> int | None:
+    """Return the number of OpenBLAS's threads; ``None`` for another BLAS, whose number is unknown."""
+    openblas = _find_openblas()
+    return None if openblas is None else openblas[1]()
+
+
 def parallel_for(
     function: Callable[[int, int], object], n: int, *, min_per_thread: int = 1, uses_blas: bool = False
 ) -> None:
