@@ -45,7 +45,7 @@ def _fault(findings: Findings) -> str | None:
         return f'mpi4py, for several processes, is not installed: {install}'
     if reason is not None:
         if 'MPI library' in reason or 'libmpi' in reason:
-            system = 'install Microsoft MPI' if findings.system == 'Windows' else 'sudo apt install libopenmpi3'
+            system = 'install Microsoft MPI' if findings.system == 'Windows' else 'sudo apt install openmpi-bin'
             return f'mpi4py finds no library of MPI ({reason}): {install}; or {system}'
         return f'mpi4py fails ({reason}): {findings.pip} install --force-reinstall --no-deps mpi4py'
     if launcher is None:

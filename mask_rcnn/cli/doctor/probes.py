@@ -123,7 +123,7 @@ def _numba() -> Facts:
     features = llvm.get_host_cpu_features()
     return {
         'version': numba.__version__,
-        'is_disabled': bool(config.DISABLE_JIT),
+        'is_disabled': bool(vars(config).get('DISABLE_JIT')),
         'cpu': llvm.get_host_cpu_name(),
         'features': [name for key, name in _FEATURES.items() if features.get(key)],
     }
