@@ -204,7 +204,10 @@ def test_without_a_gpu_one_line_states_why_and_nothing_runs(source, reason, chec
     out = tmp_path / 'logs'
     assert check.main(['--out', str(out), '--json', str(tmp_path / 'results.json')]) == 1
     line = capsys.readouterr().err
-    assert line.startswith(f'gpu_check.py: --gpu 0: {reason}; "mask-rcnn doctor" states what is missing; run this on ') and line.count('\n') == 1
+    assert (
+        line.startswith(f'gpu_check.py: --gpu 0: {reason}; "mask-rcnn doctor" states what is missing; run this on ')
+        and line.count('\n') == 1
+    )
     assert '--gpu -1' in line and not out.exists() and not (tmp_path / 'results.json').exists()
 
 

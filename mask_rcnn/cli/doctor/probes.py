@@ -156,7 +156,7 @@ def _all_kernels() -> Iterator[Any]:
 
     root = Path(mask_rcnn.__path__[0])
     for path in sorted(root.rglob('*.py')):
-        if not re.search(r'^@jit$', path.read_text(encoding='utf-8'), re.MULTILINE):
+        if not re.search(r'^@(?:\w+\.)?jit$', path.read_text(encoding='utf-8'), re.MULTILINE):
             continue
         module = importlib.import_module('.'.join(['mask_rcnn', *path.relative_to(root).with_suffix('').parts]))
         for value in vars(module).values():
