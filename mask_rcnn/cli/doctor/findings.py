@@ -1,4 +1,4 @@
-"""What ``mask-rcnn doctor`` reads from the system before it judges: the results of probes and programs, and names."""
+"""The findings of ``mask-rcnn doctor`` before it judges them: results of probes and programs, versions, variables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Findings:
         return self.probes.get(name, {'error': 'not checked'})
 
     def error(self, name: str) -> str | None:
-        """Return the reason why a probe has failed; ``None`` if it has not."""
+        """Return the reason why a probe has failed; ``None`` if it has returned facts."""
         return self.facts(name).get('error')
 
     def is_missing(self, name: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import mask_rcnn
 from mask_rcnn import cli
 from mask_rcnn.cli import doctor
-from mask_rcnn.cli.doctor import children, probes
+from mask_rcnn.cli.doctor import children
 from mask_rcnn.cli.doctor.report import Advice, Section, exit_status, format_json, format_report, shorten
 from tests.support.machines import complete_machine, machine_without_gpu, missing, with_probes
 

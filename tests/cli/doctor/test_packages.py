@@ -241,7 +241,8 @@ def test_mpi_that_works():
             {'error': 'RuntimeError: cannot load MPI library'},
             (
                 'warning',
-                f'mpi4py finds no library of MPI (RuntimeError: cannot load MPI library): {MPI}; or install Microsoft MPI',
+                f'mpi4py finds no library of MPI (RuntimeError: cannot load MPI library): {MPI}; or install '
+                'Microsoft MPI',
             ),
         ),
         (
