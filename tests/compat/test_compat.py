@@ -169,7 +169,7 @@ try:
 except ImportError as error:
     print(error)
 """)
-    assert 'chainercv is not installed; see the README' in out
+    assert 'chainercv is not installed; "mask-rcnn doctor" states what to install' in out
 
 
 @pytest.fixture(scope='module')
