@@ -122,8 +122,9 @@ def _required_versions() -> dict[str, str]:
         requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}
-    parts = [re.match(r'([\w.-]+)\s*([^;\[]*)', line) for line in requirements if 'extra ==' not in line]
-    return {match[1].lower(): match[2].strip(' ()') for match in parts if match}
+    # Not the requirements of extras, which are judged elsewhere, and addresses of files.
+    parts = [re.match(r'([\w.-]+)\s*([<>=!~][^;]*)', line) for line in requirements if 'extra ==' not in line]
+    return {match[1].lower(): match[2].strip() for match in parts if match}
 
 
 def _wrong_versions(findings: Findings, broken: set[str]) -> list[Advice]:

@@ -19,7 +19,8 @@ from tests.support.machines import (
 )
 
 REQUIREMENTS = [
-    'chainer==7.8.1',
+    'chainer@ file:///a/chainer-7.8.1-py3-none-any.whl',
+    'tqdm',
     'numpy<2.6,>=2.0',
     'h5py>=3.12; python_version < "3.15"',
     'opencv-python-headless>=4.8',
