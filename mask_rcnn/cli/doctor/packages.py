@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -61,7 +62,13 @@ def describe_program(findings: Findings) -> Section:
         'executable': sys.executable,
         'platform': platform.platform(),
     }
-    return Section('mask-rcnn', text, [], facts)
+    advice = []
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries then fail in many ways
+        fault = f'the current folder cannot be used ({error.strerror})'
+        advice.append(Advice('error', f'{fault}: change to another one, and run this again'))
+    return Section('mask-rcnn', text, advice, facts)
 
 
 def describe_packages(findings: Findings) -> Section:
@@ -203,7 +210,7 @@ def describe_weights(findings: Findings) -> Section:
     parts = [f'{folder} ({_list_files(names)})' for folder, names in facts['folders'].items()]
     advice = []
     if not facts['has_default']:
-        remedy = 'make demo-coco downloads and converts it; --modelfile FILE names another one'
+        remedy = '"make demo-coco" in a checkout downloads and converts it; --modelfile FILE names another one'
         advice.append(Advice('note', f'{facts["default"]}, the default of --modelfile, does not exist: {remedy}'))
     return Section('weights', ', '.join(parts), advice, facts)
 

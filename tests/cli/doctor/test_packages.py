@@ -45,6 +45,19 @@ def test_a_complete_installation_needs_nothing(machine):
         assert advice(describe(machine)) == []
 
 
+def test_a_current_folder_that_was_removed(monkeypatch):
+    def fail():
+        raise FileNotFoundError(2, 'No such file or directory')
+
+    monkeypatch.setattr('os.getcwd', fail)
+    assert advice(describe_program(complete_machine())) == [
+        (
+            'error',
+            'the current folder cannot be used (No such file or directory): change to another one, and run this again',
+        )
+    ]
+
+
 def test_the_versions_are_named():
     machine = with_probes(complete_machine(), numba={'error': 'wrong'}, h5py=missing('h5py'))
     assert describe_packages(machine).text == (
@@ -300,8 +313,8 @@ def test_the_default_weights_do_not_exist():
     assert advice(weights(complete_machine(), has_default=False)) == [
         (
             'note',
-            'modelfiles/d.npz, the default of --modelfile, does not exist: make demo-coco downloads and converts it; '
-            '--modelfile FILE names another one',
+            'modelfiles/d.npz, the default of --modelfile, does not exist: "make demo-coco" in a checkout downloads '
+            'and converts it; --modelfile FILE names another one',
         )
     ]
 
