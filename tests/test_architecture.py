@@ -4,21 +4,12 @@ import ast
 import re
 import subprocess
 from graphlib import CycleError, TopologicalSorter
+from xml.etree import ElementTree
 
 import pytest
 
-#: Subpackages by floor, top floor first.  A module imports only from its own subpackage and from lower floors.
-FLOORS = (
-    {'cli'},
-    {'api', 'inspect', 'serving'},
-    {'training', 'evaluation', 'media', 'onnx_export'},
-    {'targets', 'models'},
-    {'inference'},
-    {'visualization'},
-    {'datasets'},
-    {'preprocessing', 'weights'},
-    {'config', 'io', 'ops', 'compat'},
-)
+from scripts.draw_architecture import FLOORS, draw
+
 FLOOR_OF = {package: number for number, floor in enumerate(FLOORS) for package in floor}
 
 #: Packages that an array operation may import.
@@ -96,6 +87,17 @@ def test_imports_are_absolute(modules):
 
 def test_every_subpackage_has_a_floor(modules):
     assert {name.split('.')[1] for name in modules if name.count('.')} == set(FLOOR_OF)
+
+
+def test_the_figure_is_up_to_date(root):
+    """``python scripts/draw_architecture.py docs/architecture.svg`` draws it."""
+    assert (root / 'docs' / 'architecture.svg').read_text(encoding='utf-8') == draw()
+
+
+def test_the_figure_has_every_package_once():
+    text = ElementTree.fromstring(draw())
+    names = [element.text for element in text.iter('{http://www.w3.org/2000/svg}text')]
+    assert [name for name in names if name in FLOOR_OF] == [name for floor in FLOORS for name in floor]
 
 
 def test_no_module_imports_itself_through_others(graph):
