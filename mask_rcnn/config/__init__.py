@@ -28,6 +28,7 @@ from mask_rcnn.config.dialects import (
     MOBILENET,
     TORCHVISION,
     Dialect,
+    register_dialect,
 )
 from mask_rcnn.config.network import (
     C4_DIALECTS,
@@ -68,4 +69,5 @@ __all__ = [
     'RPNConventions',
     'RoIConventions',
     'TrainingConventions',
+    'register_dialect',
 ]

@@ -428,3 +428,24 @@ DETECTRON2 = TORCHVISION.replace(
 DIALECTS = {
     dialect.name: dialect for dialect in (DETECTRON, DENA, MATTERPORT, MINDSPORE, MOBILENET, TORCHVISION, DETECTRON2)
 }
+
+#: Names of the dialects of this package, which cannot be registered again.
+_BUILT_IN = frozenset(DIALECTS)
+
+
+def register_dialect(dialect: Dialect) -> None:
+    """Add a dialect to :data:`DIALECTS`, so that weight files can store its name.
+
+    Programs that load such files must register the dialect first.  Dialects that keep the name of a dialect of this
+    package need no registration: weight files store the conventions that differ from it.
+
+    Args:
+        dialect: The dialect.  It replaces a registered dialect of the same name.
+
+    Raises:
+        ValueError: The name is that of a dialect of this package, or not lower-case letters, digits and underscores.
+    """
+    if dialect.name in _BUILT_IN:
+        raise ValueError(f'the dialect {dialect.name!r} is part of this package; choose another name')
+    fields.check_new_name(dialect.name)
+    DIALECTS[dialect.name] = dialect

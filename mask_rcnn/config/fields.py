@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import sys
 import types
 import typing
@@ -72,6 +73,19 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     similar = difflib.get_close_matches(name, list(known), n=3)
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
     return f'{describe_value(name)}{hint}'
+
+
+def check_new_name(name: Any) -> None:
+    """Check the name of a registered backbone, dialect or format, which files store and commands take.
+
+    Raises:
+        ValueError: The name does not consist of lower-case letters, digits, underscores and hyphens.
+    """
+    if not isinstance(name, str) or not re.fullmatch('[a-z][a-z0-9_-]*', name):
+        raise ValueError(
+            'the name must consist of lower-case letters, digits, - and _, such as plain_net, '
+            f'not {describe_value(name)}'
+        )
 
 
 def integer(minimum: int, maximum: int = MAX_INT32) -> Check:
