@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn.config import DENA, DETECTRON, Dialect
+from mask_rcnn.config import DENA, DETECTRON, Dialect, fields
 from mask_rcnn.io.atomic_file import is_replaced
 from mask_rcnn.io.console import escape
 from mask_rcnn.weights import safetensors_model, snapshot_model, unsupported
@@ -67,7 +67,7 @@ class Format:
 
     name: str
     title: str
-    matches: Callable[[_Contents], bool]
+    matches: Callable[[Contents], bool]
     read: Callable[..., ConvertedWeights]
     suffix: str | None = None
     settings: FileSettings | None = None
@@ -80,7 +80,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class _Contents:
+class Contents:
     """The properties of a file that determine its format.
 
     Args:
@@ -139,10 +139,13 @@ def detect_format(path: _Path) -> Format:
             except CORRUPT_FILE_ERRORS as error:
                 reason = to_printable_ascii(str(error), 200)
                 raise WeightFileError(path, f'is a damaged zip archive: {reason}') from None
+    contents = Contents(path, start, names)
+    for format in _registered:
+        if format.matches(contents):
+            return format
     known_problem = unsupported.describe_unsupported(path, start, names)
     if known_problem is not None:
         raise WeightFileError(path, known_problem)
-    contents = _Contents(path, start, names)
     for format in FORMATS:
         if format.matches(contents):
             return format
@@ -150,7 +153,7 @@ def detect_format(path: _Path) -> Format:
     if known_problem is not None:
         raise WeightFileError(path, known_problem)
     kind = 'zip archive' if names else 'file'
-    titles = ', '.join(format.title for format in FORMATS)
+    titles = ', '.join(format.title for format in (*_registered, *FORMATS))
     content = unsupported.describe_content(start, names)
     hint = f': it is {content}' if content else ''
     raise WeightFileError(path, f'is not a {kind} of weights in a supported format{hint} (supported: {titles})')
@@ -294,44 +297,44 @@ def _read_native(path: _Path) -> ConvertedWeights:
 # Detection by content
 
 
-def _has_member(name: str) -> Callable[[_Contents], bool]:
+def _has_member(name: str) -> Callable[[Contents], bool]:
     return lambda contents: name in contents.members
 
 
-def _is_dena(contents: _Contents) -> bool:
+def _is_dena(contents: Contents) -> bool:
     return dena.matches(contents.members)
 
 
-def _is_torchvision(contents: _Contents) -> bool:
+def _is_torchvision(contents: Contents) -> bool:
     return torchvision.matches(contents.tensors)
 
 
-def _is_detectron2(contents: _Contents) -> bool:
+def _is_detectron2(contents: Contents) -> bool:
     return detectron2.matches(contents.tensors) or detectron2.is_pickle(contents.start)
 
 
-def _is_safetensors_model(contents: _Contents) -> bool:
+def _is_safetensors_model(contents: Contents) -> bool:
     return contents.is_safetensors_model
 
 
-def _is_state_dict(contents: _Contents) -> bool:
+def _is_state_dict(contents: Contents) -> bool:
     return contents.is_torch or contents.is_safetensors
 
 
-def _is_hdf5(contents: _Contents) -> bool:
+def _is_hdf5(contents: Contents) -> bool:
     return contents.start.startswith(matterport.SIGNATURE)
 
 
-def _is_mindspore(contents: _Contents) -> bool:
+def _is_mindspore(contents: Contents) -> bool:
     return mindspore.is_checkpoint(contents.start)
 
 
-def _is_pickle(contents: _Contents) -> bool:
+def _is_pickle(contents: Contents) -> bool:
     """Return True for protocol 2 or later, and for a dictionary or a global in older protocols."""
     return re.match(rb'\x80[\x02-\x05]|\(d|\(l|\}q|c[\w.]+\n', contents.start) is not None
 
 
-def _is_caffe(contents: _Contents) -> bool:
+def _is_caffe(contents: Contents) -> bool:
     """Return True if the file begins like ``NetParameter``: with a name or a layer (fields 1, 2 and 100)."""
     return re.match(rb'\n[\x01-\x7f][ -~]|\x12[\x80-\xff]|\xa2\x06', contents.start) is not None
 
@@ -381,3 +384,25 @@ FORMATS = (
 )
 
 BY_NAME = {format.name: format for format in FORMATS}
+
+#: The formats of :func:`register_format`, the last one first.
+_registered: list[Format] = []
+
+
+def register_format(format: Format) -> None:
+    """Add a format of weight files, which is tried before the formats of this package.
+
+    Args:
+        format: The format.  It replaces a registered format of the same name.
+
+    Raises:
+        ValueError: The name is that of a format of this package, or not lower-case letters, digits, underscores and
+            hyphens; or the format has no suffix.
+    """
+    if any(format.name == other.name for other in FORMATS):
+        raise ValueError(f'the format {format.name!r} is part of this package; choose another name')
+    fields.check_new_name(format.name)
+    if not format.suffix:
+        raise ValueError(f'the format {format.name!r} needs a suffix for the names of converted files, such as zoo2c')
+    _registered[:] = [format, *(other for other in _registered if other.name != format.name)]
+    BY_NAME[format.name] = format
