@@ -36,7 +36,8 @@ RESNET_GROUPS = {
 }
 
 #: Names of the extractors: a backbone alone (C4 network), or with a feature pyramid (``_fpn``).
-EXTRACTORS = (*RESNET_BLOCKS, *(f'{name}_fpn' for name in RESNET_BLOCKS), 'mobilenet_v1_fpn')
+#: :func:`register_extractor` adds names.
+EXTRACTORS = [*RESNET_BLOCKS, *(f'{name}_fpn' for name in RESNET_BLOCKS), 'mobilenet_v1_fpn']
 
 #: Strides of the feature pyramid's levels P2 to P6.
 FPN_STRIDES = (4, 8, 16, 32, 64)
@@ -58,6 +59,13 @@ _MAX_CHANNELS, _MAX_CLASSES, _MAX_SIDE, _MAX_BINS = 1 << 14, 1 << 16, 1 << 16, 1
 _MIN_SIZE, _MAX_SIZE = 1e-6, 1e6
 
 
+def _extractor(value: Any) -> str:
+    if not isinstance(value, str) or value not in EXTRACTORS:
+        others = (name for name in EXTRACTORS if name.removesuffix('_fpn') not in RESNET_BLOCKS)
+        raise ValueError(f'one of {", ".join(RESNET_BLOCKS)} (each also with _fpn), {", ".join(others)}')
+    return str(value)
+
+
 def _roi_size(value: Any) -> int:
     try:
         return {7: 7, 14: 14}[fields.integer(1)(value)]
@@ -71,9 +79,7 @@ _SIZES = fields.sequence(_POSITIVE, 'one or more positive numbers', max_length=6
 
 #: The type and the range of each field.
 _CHECKS: dict[str, fields.Check] = {
-    'extractor': fields.choice(
-        EXTRACTORS, f'one of {", ".join(RESNET_BLOCKS)} (each also with _fpn), mobilenet_v1_fpn'
-    ),
+    'extractor': _extractor,
     'n_fg_class': fields.integer(1, _MAX_CLASSES),
     'dialect': fields.instance_of(Dialect, 'a Dialect such as mask_rcnn.config.DETECTRON'),
     'norm': fields.choice(('affine', 'bn', 'gn'), "'affine', 'bn' or 'gn'"),
@@ -230,7 +236,7 @@ class Config(fields.CheckedUnpickling):
     def unused_fields(self) -> frozenset[str]:
         """Names of the fields whose values do not affect the network: those of layers that it does not have."""
         unused: set[str] = set()
-        if self.backbone != 'mobilenet_v1':
+        if self.backbone in RESNET_BLOCKS:
             unused |= {'width'}
         if not self.has_fpn:
             unused |= {'fpn_channels', 'head_channels', 'head_norm', 'box_convs', 'box_fcs'}
@@ -350,3 +356,16 @@ PRESETS = {
     'keypoint_resnet50_fpn': _KEYPOINT_RESNET50_FPN,
     'keypoint_resnet101_fpn': _KEYPOINT_RESNET50_FPN.replace(extractor='resnet101_fpn'),
 }
+
+
+def register_extractor(extractor: str) -> None:
+    """Add an extractor with a feature pyramid, and a preset of its name with Detectron's settings.
+
+    :func:`mask_rcnn.models.register_backbone` calls this function.
+
+    Args:
+        extractor: The name, such as ``'plain_fpn'``.
+    """
+    if extractor not in EXTRACTORS:
+        EXTRACTORS.append(extractor)
+    PRESETS[extractor] = _RESNET50_FPN.replace(extractor=extractor)

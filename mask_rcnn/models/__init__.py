@@ -5,6 +5,7 @@ backbone with a feature pyramid.
 """
 
 from mask_rcnn.models.backbones.fpn import FPN
+from mask_rcnn.models.backbones.registry import register_backbone
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.builder import build, load
@@ -29,4 +30,5 @@ __all__ = [
     'bn_to_affine',
     'build',
     'load',
+    'register_backbone',
 ]

@@ -12,8 +12,7 @@ from mask_rcnn.datasets.coco_categories import COCO_CATEGORY_IDS, COCO_CLASS_NAM
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import escape
 from mask_rcnn.models.backbones.fpn import FPN
-from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
-from mask_rcnn.models.backbones.resnet import ResNet
+from mask_rcnn.models.backbones.registry import make_backbone
 from mask_rcnn.models.box_head import LinearBoxHead, Res5BoxHead
 from mask_rcnn.models.initializers import no_initial_weights
 from mask_rcnn.models.keypoint_head import KeypointHead
@@ -67,17 +66,7 @@ def build(preset: str | Config = 'resnet50', *, class_names=None, category_ids=N
 
 
 def _build_extractor(config: Config):
-    conventions = config.dialect.backbone
-    if config.backbone == 'mobilenet_v1':
-        backbone = MobileNetV1(width=config.width, norm=config.norm)
-    else:
-        backbone = ResNet(
-            config.backbone,
-            norm=config.norm,
-            outputs=(2, 3, 4, 5) if config.has_fpn else (4,),
-            pool_pad=conventions.stem_pool_pad,
-            stride_in_3x3=conventions.stride_in_3x3,
-        )
+    backbone = make_backbone(config)
     return FPN(backbone, config.fpn_channels, norm=config.head_norm) if config.has_fpn else backbone
 
 

@@ -95,7 +95,7 @@ def load_pretrained(model: chainer.Chain, path: _Path, file: ConvertedWeights | 
     missing = _layer_names(name for name in params if name not in arrays)
     _check_backbone(path, missing, model.config)
     _check_finite(path, arrays)
-    _match_channel_order(arrays, file.config, model.config)
+    _match_channel_order(path, arrays, file.config, model.config)
     class_note = _match_classes(arrays, file.class_names, model.class_names)
     reinitialized = _layer_names(
         name
@@ -146,14 +146,21 @@ def _has_head(names: Iterable[str], head: str) -> bool:
     return any(name.startswith(f'{head}/') for name in names)
 
 
-def _match_channel_order(arrays: dict[str, np.ndarray], source: Config, target: Config) -> None:
+def _match_channel_order(path: _Path, arrays: dict[str, np.ndarray], source: Config, target: Config) -> None:
     """Reverse the input channels of the first convolution if one network expects RGB and the other BGR."""
-    if source.dialect.input.channel_order == target.dialect.input.channel_order:
+    found, expected = source.dialect.input.channel_order, target.dialect.input.channel_order
+    if found == expected:
         return
     layer = 'conv0' if target.backbone == 'mobilenet_v1' else 'conv1'
-    path = f'extractor/{"body/" if target.has_fpn else ""}{layer}/conv/W'
-    if arrays[path].ndim == 4:  # load_arrays reports any other shape
-        arrays[path] = arrays[path][:, ::-1]
+    name = f'extractor/{"body/" if target.has_fpn else ""}{layer}/conv/W'
+    if name not in arrays:  # a registered backbone
+        raise WeightFileError(
+            path,
+            f'has weights for {found} images, but the model expects {expected}; the first convolution of '
+            f'{target.backbone} is unknown, so choose a dialect with channel_order={found!r} for the model',
+        )
+    if arrays[name].ndim == 4:  # load_arrays reports any other shape
+        arrays[name] = arrays[name][:, ::-1]
 
 
 def _file_title(file: ConvertedWeights) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import chainer
 
+from mask_rcnn.config import RESNET_BLOCKS
 from mask_rcnn.weights.download import DETECTRON_R50_C4_MASK
 from mask_rcnn.weights.errors import WeightFileError
 from mask_rcnn.weights.files import open_weight_file
@@ -196,6 +197,8 @@ def _imagenet_files(extractor: str) -> tuple[list[str], str]:
         url = _OTHER_IMAGENET_FILES.get(source)
         advice = f'put {source}.pkl (from {url}) there' if url else 'no such weights are published'
         return [f'{source}.pkl', f'{source}_d2c.npz'], advice
+    if name not in RESNET_BLOCKS:  # a registered backbone
+        return [], 'no such weights are published'
     depth = name.removeprefix('resnet')
     names = [name.format(depth=depth) for name in _IMAGENET_FILES]
     detectron = _DETECTRON_SOURCE.format(depth=depth)

@@ -307,7 +307,8 @@ def backbone_name(config: Config) -> str:
 
 
 def _plain_name(config: Config) -> str:
-    return _BACKBONE_NAMES[config.backbone] + (f' x{config.width:g}' if config.width != 1 else '')
+    name = _BACKBONE_NAMES.get(config.backbone, config.backbone)  # a registered one has no other name
+    return name + (f' x{config.width:g}' if config.width != 1 else '')
 
 
 def network_name(config: Config) -> str:
