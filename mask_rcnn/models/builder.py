@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 import chainer
 
@@ -97,6 +98,7 @@ def load(
     gpu: int = -1,
     bn2affine: bool = False,
     dialect: str | Dialect | None = None,
+    builder: Callable[..., MaskRCNN] = build,
     **changes,
 ) -> MaskRCNN:
     """Load a model from a weight file.
@@ -113,6 +115,8 @@ def load(
             affine channels and ignore the statistics.
         dialect: Dialect in which to run a C4 network, or its name, ``'detectron'`` or ``'dena'``; by default that of
             the program that wrote the weights.
+        builder: Builds the network: a function with the arguments ``config``, ``class_names`` and ``category_ids`` of
+            :func:`build`, for networks with heads of your own.
         **changes: Fields of :class:`~mask_rcnn.config.Config` to use instead of the file's, such as
             ``min_size=600`` or ``roi_size=7``.
 
@@ -144,7 +148,7 @@ def load(
         raise ValueError(f'{escape(path)}: {error}') from None
     class_names, category_ids = default_classes(file)
     with no_initial_weights():
-        model = build(config, class_names=class_names, category_ids=category_ids)
+        model = builder(config, class_names=class_names, category_ids=category_ids)
     load_arrays(model, file.arrays, source=path)
     if converts_norm:
         convert_norm(model, norm)
