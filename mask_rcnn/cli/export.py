@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     model.set_thresholds(score=args.score_thresh)
     try:
         content = export.serialize(export.export_model(model))
-    except export.TooLargeError as error:
+    except (export.TooLargeError, export.UnknownLayersError) as error:
         raise WeightFileError(args.modelfile, str(error)) from None
     with open_for_writing(args.onnx) as file:
         file.write(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chainer
 import numpy as np
@@ -13,7 +13,8 @@ import onnx
 import mask_rcnn
 from mask_rcnn.inference.predictor import drops_empty_boxes
 from mask_rcnn.inference.save import model_meta
-from mask_rcnn.models import MaskRCNN
+from mask_rcnn.models import FPN, RPN, KeypointHead, LinearBoxHead, MaskHead, MaskRCNN, Res5BoxHead, ResNet
+from mask_rcnn.models.backbones.mobilenet_v1 import MobileNetV1
 from mask_rcnn.onnx_export.backbones import extract_features
 from mask_rcnn.onnx_export.box_mapping import finish_boxes, has_area, map_to_image, map_to_input
 from mask_rcnn.onnx_export.graph import GraphBuilder, Tensor
@@ -29,6 +30,9 @@ from mask_rcnn.onnx_export.transform import GraphTransform
 FORMAT_VERSION = '1'
 
 PRODUCER = 'mask-rcnn-chainer'
+
+#: The parts of networks whose layers a graph repeats.
+_PARTS = {ResNet, MobileNetV1, RPN, Res5BoxHead, LinearBoxHead, MaskHead, KeypointHead}
 
 #: Maximum size of a protobuf message in bytes, and of its part without the weights.
 _MAX_SIZE, _MAX_STRUCTURE = 2**31 - 1, 2**25
@@ -54,6 +58,10 @@ class TooLargeError(ValueError):
     """The network does not fit into one ONNX file."""
 
 
+class UnknownLayersError(ValueError):
+    """A part of the network is not one of this package, so that its layers are not known."""
+
+
 def export_model(model: MaskRCNN) -> onnx.ModelProto:
     """Return the ONNX model of a network with the thresholds in force.
 
@@ -67,7 +75,9 @@ def export_model(model: MaskRCNN) -> onnx.ModelProto:
 
     Raises:
         TooLargeError: The weights have more than 2 GB.
+        UnknownLayersError: A part of the network is not one of this package.
     """
+    _check_parts(model)
     n_bytes = sum(array.nbytes for array in map(chainer.as_array, model.params()))
     if n_bytes > _MAX_SIZE - _MAX_STRUCTURE:
         raise TooLargeError(
@@ -83,6 +93,19 @@ def export_model(model: MaskRCNN) -> onnx.ModelProto:
     )
     _describe(proto, model)
     return proto
+
+
+def _check_parts(model: MaskRCNN) -> None:
+    """Refuse a backbone or a head of a user's class, whose forward pass the graph would not repeat."""
+    extractor: Any = model.extractor
+    parts = {'backbone': extractor.body if isinstance(extractor, FPN) else extractor}
+    parts |= {str(child.name).replace('_', ' '): child for child in model.children() if child is not extractor}
+    for name, link in parts.items():
+        if type(link) not in _PARTS:
+            raise UnknownLayersError(
+                f'its {name} is a {type(link).__name__}; only networks of the parts of this package can be exported '
+                f'({", ".join(sorted(cls.__name__ for cls in _PARTS))})'
+            )
 
 
 def serialize(proto: onnx.ModelProto) -> bytes:

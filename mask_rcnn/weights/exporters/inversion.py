@@ -13,7 +13,7 @@ import numpy as np
 
 from mask_rcnn.weights.converters import detectron2
 from mask_rcnn.weights.converters.mapping import ParamMapping, drop_background, swap_xy
-from mask_rcnn.weights.errors import WeightFileError
+from mask_rcnn.weights.errors import WeightFileError, summarize_names
 
 _Function = Callable[[np.ndarray], np.ndarray]
 
@@ -44,9 +44,13 @@ def invert_mappings(
         arrays: The native arrays by path.
 
     Raises:
-        WeightFileError: A native array is missing or has another shape; the message lists all of them.
+        WeightFileError: A native array is missing, is not in the table or has another shape; the message lists them.
     """
     source, problems = {}, []
+    mappings = tuple(mappings)
+    unexpected = sorted(set(arrays) - {mapping.path for mapping in mappings})
+    if unexpected:
+        problems.append(f'unexpected {summarize_names(unexpected)}')
     for mapping in mappings:
         if not mapping.inputs:
             continue
