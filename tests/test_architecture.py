@@ -100,6 +100,32 @@ def test_the_figure_has_every_package_once():
     assert [name for name in names if name in FLOOR_OF] == [name for floor in FLOORS for name in floor]
 
 
+def named_code(text):
+    """Return the pairs of a page: a function or class, and the file in which the page says it is."""
+    return re.findall(r'`([\w.]+)(?:\([^`]*\))?` in `(mask_rcnn/[\w/.]+\.py)`', text)
+
+
+def test_the_page_names_code_that_exists(root):
+    text = (root / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+    pairs = named_code(text)
+    assert len(pairs) > 30
+    for name, path in pairs:
+        source = (root / path).read_text(encoding='utf-8')
+        owner, _, member = name.rpartition('.')
+        assert re.search(rf'^\s*(?:def|class) {member}\b', source, re.MULTILINE), (name, path)
+        if owner[:1].isupper():
+            assert re.search(rf'^class {owner}\b', source, re.MULTILINE), (name, path)
+
+
+@pytest.mark.parametrize('page', ['architecture', 'agreement', 'performance', 'extending/*'])
+def test_the_pages_name_files_that_exist(root, page):
+    paths = sorted((root / 'docs').glob(f'{page}.md'))
+    assert paths
+    for path in paths:
+        named = re.findall(r'`((?:mask_rcnn|tests|scripts|docs)/[\w./*]+)`', path.read_text(encoding='utf-8'))
+        assert [name for name in named if not any(root.glob(name))] == [], path
+
+
 def test_no_module_imports_itself_through_others(graph):
     try:
         TopologicalSorter(graph).prepare()
