@@ -1,7 +1,6 @@
 """The worked examples of docs/extending/: each runs as it is printed, and does what its page states."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.weights import WeightFileError, read_weights
 from tests.conftest import ROOT
 from tests.support.contracts import parser_of
+from tests.support.pages import read_blocks
 from tests.support.registrations import registrations_removed
 
 PAGES = sorted(path.stem for path in (ROOT / 'docs' / 'extending').glob('*.md'))
@@ -25,10 +25,13 @@ BUNDLED = 'modelfiles/shapes_mobilenet_v1_fpn.npz'
 MAX_LINES = 40
 
 
+def python_blocks(page):
+    return [block for block in read_blocks(ROOT, f'docs/extending/{page}.md') if block.language == 'python']
+
+
 def code_of(page):
     """Return the Python code of a page, without the blocks that it marks as not run."""
-    text = (ROOT / 'docs' / 'extending' / f'{page}.md').read_text(encoding='utf-8')
-    return '\n'.join(re.findall(r'(?<!-->\n)```python\n(.*?)```', text, re.DOTALL))
+    return '\n'.join(block.code for block in python_blocks(page) if not block.reason)
 
 
 @pytest.fixture(scope='module')
@@ -96,8 +99,7 @@ def test_the_backbone_is_a_choice_of_the_commands(run):
 def test_the_commands_with_parts_of_a_user(run, tmp_path):
     """The script of the page, with a module that contains the example up to the registration."""
     path = Path(run('backbone')['result'].model).resolve()
-    text = (ROOT / 'docs' / 'extending' / 'backbone.md').read_text(encoding='utf-8')
-    (script,) = re.findall(r'-->\n```python\n(.*?)```', text, re.DOTALL)
+    (script,) = (block.code for block in python_blocks('backbone') if block.reason)
     (tmp_path / 'my_parts.py').write_text(code_of('backbone').partition('dataset =')[0])
     (tmp_path / 'my_mask_rcnn.py').write_text(script)
     command = [sys.executable, str(tmp_path / 'my_mask_rcnn.py'), 'info', str(path)]
