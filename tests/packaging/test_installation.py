@@ -57,7 +57,16 @@ def tools(tmp_path_factory, environment):
     """The folder of the programs of an environment with uv, pipx and the extra ``dist``."""
     folder = tmp_path_factory.mktemp('tools') / 'env'
     run([sys.executable, '-m', 'venv', folder])
-    names = ('uv', 'pipx', 'build', 'twine', 'check-wheel-contents', 'pip>=25.3', 'platformdirs', 'setuptools>=77.0.3,<81')
+    names = (
+        'uv',
+        'pipx',
+        'build',
+        'twine',
+        'check-wheel-contents',
+        'pip>=25.3',
+        'platformdirs',
+        'setuptools>=77.0.3,<81',
+    )
     run([folder / 'bin' / 'pip', 'install', '-q', *names], env=environment)
     return folder / 'bin'
 
