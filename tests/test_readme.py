@@ -1,13 +1,12 @@
 """The READMEs describe the programs as they are, and agree with each other."""
 
-import dataclasses
 import re
 
 import pytest
 
-from mask_rcnn.config import DENA, DETECTRON, PRESETS, Config, Dialect
 from tests.support.commands import COMMAND_NAMES
 from tests.support.contracts import parser_of
+from tests.support.old_port_table import differing_fields, named_fields
 
 READMES = ('README.md', 'README_JP.md')
 
@@ -89,23 +88,10 @@ def test_every_named_file_exists(root, name):
     assert {'train.py', 'demo.py', 'modelfiles/README.md'} <= named
 
 
-def differing_fields(first: Config, second: Config) -> set[str]:
-    """Return the names of the fields of two configurations, and of their dialects' groups, with different values."""
-    names = {field.name for field in dataclasses.fields(Config)} - {'dialect'}
-    found = {name for name in names if getattr(first, name) != getattr(second, name)}
-    for group in {field.name for field in dataclasses.fields(Dialect)} - {'name'}:
-        a, b = getattr(first.dialect, group), getattr(second.dialect, group)
-        found |= {f'{group}.{f.name}' for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
-    return found
-
-
 @pytest.mark.parametrize('name', READMES)
 def test_the_table_of_the_old_port_names_every_field_that_differs(root, name):
     text = (root / name).read_text(encoding='utf-8')
-    (rows,) = re.findall(r'^\|[^\n]*`Dialect`[^\n]*`Config`[^\n]*\|\n((?:\|[^\n]*\n)+)', text, re.MULTILINE)
-    named = {field for row in rows.splitlines() for field in re.findall(r'`([\w.]+)`', row.split('|')[4])}
-    config = PRESETS['resnet50'].in_dialect(DETECTRON)
-    assert named == differing_fields(config, config.in_dialect(DENA))
+    assert named_fields(text) == differing_fields()
 
 
 def test_getcoco_is_executable(root):
