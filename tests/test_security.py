@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 #: What a file contains that the tests below could object to; parsing the others would take seconds.
 SUSPICIOUS = re.compile(
-    r'(?:import|from)[^\n]*\b(?:pickle|marshal|shelve|dill|joblib|torch|runpy|subprocess|pty|code)\b|from multiprocessing'
+    r'(?:import|from)[^\n]*\b(?:pickle|marshal|shelve|dill|joblib|torch|runpy|subprocess|pty|code)\b|from multiprocess'
     r'|\b(?:eval|exec|compile|__import__)\(|np\.load|numpy\.load|os\.(?:system|popen|exec)|yaml\.|read_array|Image\.open'
 )
 
