@@ -227,7 +227,8 @@ def write_weights(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], met
             raise ValueError(f'{name!r} cannot be the name of an array')
         if array.dtype.name not in _DTYPES:
             raise ValueError(f'{name} is {array.dtype}, not one of {", ".join(_DTYPES)}')
-    members = {_META: np.frombuffer(meta.to_json().encode(), np.uint8), **arrays}
+    # Chainer's serialisers enumerate the parameters of a link in the order of their hashes, which differs by process.
+    members = {_META: np.frombuffer(meta.to_json().encode(), np.uint8), **dict(sorted(arrays.items()))}
     with create_weight_file(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in members.items():
             # ZipInfo has a fixed date, so that equal weights make equal files.
