@@ -276,7 +276,7 @@ class _Run:
 
 
 def _drawing_style(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of :meth:`Detections.draw` that the options select."""
+    """Return the arguments of :meth:`mask_rcnn.Detections.draw` that the options select."""
     switches = {'masks': not args.no_fill, 'boxes': not args.no_boxes}
     return {'contour': args.contour, 'backdrop': args.backdrop, 'labels': args.labels, 'font': args.font, **switches}
 

@@ -52,7 +52,7 @@ def make_model(args: TrainArguments, train_set: Dataset, *, is_main: bool) -> tu
 
 
 def data_options(args: TrainArguments) -> dict[str, Any]:
-    """Return the arguments of :meth:`DatasetArguments.open` that the network of a run determines.
+    """Return the arguments of :meth:`mask_rcnn.cli.dataset_options.DatasetArguments.open` that a network determines.
 
     They are read from the file of ``--resume`` or ``--pretrained``.
 

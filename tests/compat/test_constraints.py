@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from tests.compat.test_matrix import NO_NETWORK, VERSIONS, find_python
 
 #: The extras without the GPU libraries, whose CUDA packages follow from CuPy.
-EXTRAS = ('demo', 'lint', 'mpi', 'notebooks', 'onnx', 'serve', 'tensorboard', 'test')
+EXTRAS = ('demo', 'docs', 'lint', 'mpi', 'notebooks', 'onnx', 'serve', 'tensorboard', 'test')
 
 
 def read_constraints(root) -> list[Requirement]:

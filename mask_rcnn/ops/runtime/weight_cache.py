@@ -86,7 +86,7 @@ class _KeptCache:
 
 
 class _Segments:
-    """The weights in segments of at most :data:`_SEGMENT_SIZE` elements.
+    """The weights in segments of at most ``_SEGMENT_SIZE`` elements.
 
     Args:
         arrays: Contiguous arrays of elements of 4 bytes on one GPU, which must outlive the object.

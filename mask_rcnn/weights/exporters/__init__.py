@@ -1,6 +1,7 @@
 """Writers of other programs' weight files.
 
-- :mod:`~mask_rcnn.weights.exporters.targets`: the table of formats that can be written; :func:`export_weights`.
+- :mod:`~mask_rcnn.weights.exporters.targets`: the table of formats that can be written;
+  :func:`~mask_rcnn.weights.exporters.targets.export_weights`.
 - :mod:`~mask_rcnn.weights.exporters.compatibility`: which networks a program can run, and with which differences.
 - :mod:`~mask_rcnn.weights.exporters.program_settings`: the settings of a network by their names in another program.
 - :mod:`~mask_rcnn.weights.exporters.adaptation`: conversion of arrays to a program's conventions where that is exact.

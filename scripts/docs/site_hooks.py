@@ -1,0 +1,63 @@
+"""Hooks of MkDocs: pages that are files of the repository's root, and links that only the repository can follow."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Page -> the file of the root that it shows.  On GitHub, the page is a link to this file.
+ROOT_FILES = {'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
+
+_LINK = re.compile(r'(?<!!)\[(?P<text>[^\[\]]+)\]\((?P<target>[^()\s]+)\)')
+_FENCE = re.compile(r'^(?P<fence>```+|~~~+).*?^(?P=fence)[ ]*$', re.MULTILINE | re.DOTALL)
+
+
+def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
+    """Return the Markdown of a page: MkDocs calls this before it converts the page."""
+    path = Path('docs', page.file.src_uri)
+    if path.name in ROOT_FILES and path.parent == Path('docs'):
+        path = Path(ROOT_FILES[path.name])
+        markdown = (ROOT / path).read_text(encoding='utf-8')
+    return site_links(markdown, path, Path('docs', page.file.src_uri))
+
+
+def site_links(markdown: str, source: Path, page: Path) -> str:
+    """Return Markdown whose relative links are those of a page.
+
+    Args:
+        markdown: The text of a file.
+        source: The path of the file in the repository.
+        page: The path of the page that shows it.
+
+    Returns:
+        The text.  Links to files of the repository that are not part of the site are text: the address of the
+        repository is not known, and the site is also read without it.  Other links stay, also broken ones, so that
+        MkDocs reports them.
+    """
+
+    def convert(match: re.Match[str]) -> str:
+        target, _, anchor = match['target'].partition('#')
+        if not target or re.match(r'[a-z]+:', target):
+            return match[0]
+        path = Path(os.path.normpath(source.parent / target))
+        if path.parts[0] == 'docs':
+            new = os.path.relpath(path, page.parent).replace(os.sep, '/')
+            return f'[{match["text"]}]({new}{"#" + anchor if anchor else ""})'
+        exists = path.parts[0] != '..' and (ROOT / path).exists()
+        return _without_link(match['text'], path) if exists else match[0]
+
+    pieces, end = [], 0
+    for fence in _FENCE.finditer(markdown):
+        pieces += [_LINK.sub(convert, markdown[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return ''.join([*pieces, _LINK.sub(convert, markdown[end:])])
+
+
+def _without_link(text: str, path: Path) -> str:
+    """Return the text of a link with the path that it leads to, unless the text is the path."""
+    name = path.as_posix()
+    return f'`{name}`' if text.strip('`') in (name, path.name) else f'{text} (`{name}`)'
