@@ -1,6 +1,7 @@
 # make demo         run the bundled model on generated scenes
 # make demo-coco    run Detectron's R-50-C4 on a photo; downloads its weights
 # make notebooks    open the notebooks in Jupyter
+# make docs         build the documentation into site/, which can be read without a server
 # make test         run the tests
 # make test-slow    run the tests that take minutes
 # make gpu-check    check and measure everything on a GPU
@@ -17,7 +18,7 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-demo demo demo-coco notebooks test test-slow gpu-check reliability lint dist coverage clean
+.PHONY: setup setup-demo demo demo-coco notebooks docs test test-slow gpu-check reliability lint dist coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
@@ -37,6 +38,15 @@ notebooks: setup
 	@$(RUN) -c 'import jupyterlab' 2> /dev/null || { echo 'Installing Jupyter.'; \
 	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[notebooks]'; }
 	$(RUN) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/demo.ipynb
+
+# A broken link, anchor or reference ends the build.  MkDocs and its requirements are not installed for the tests.
+docs: setup
+	@$(RUN) -c 'import material, mkdocstrings_handlers.python' 2> /dev/null || { echo 'Installing MkDocs.'; \
+	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[docs]' || \
+	{ echo 'make docs: MkDocs is missing, and pip could not install the extra docs (see above)' >&2; exit 1; }; }
+	@$(RUN) scripts/docs/write_pages.py
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo 'Open site/index.html.'
 
 # One BLAS thread per process: two processes with two threads each would wait for each other.
 test: setup
@@ -69,4 +79,4 @@ coverage: setup
 	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow" --cov --cov-report=term
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

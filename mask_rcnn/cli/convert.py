@@ -41,7 +41,8 @@ Convert weights of other programs to this program's format (.npz), or weights of
 one (--to). It reads Detectron's Faster, Mask and Keypoint R-CNN models and ImageNet files (.pkl), models of detectron2
 (.pkl, .pth) and torchvision (.pth), Matterport's models (.h5) and those of its PyTorch ports (.pth), MindSpore's
 checkpoints (.ckpt), models of Chainer_Mask_R-CNN (.npz), and state dicts as safetensors. Files are recognised by their
-contents, and nothing in them is executed."""
+contents, and nothing in them is executed. A converted file contains the conventions of its program (its dialect) and
+the changes that the options make, so all commands run it like any other model."""
 
 #: Options for settings that weight files may not contain; all but the last are fields of ``Config``.
 _SETTINGS = ('min_size', 'max_size', 'anchor_sizes', 'score_threshold', 'bn_eps')
@@ -79,14 +80,15 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         'e2e_mask_rcnn_R-50-C4_1x_d2c.npz, e2e_keypoint_rcnn_R-50-FPN_1x_d2c.npz, '
         'R-50_d2c.npz or mask_rcnn_R-101-FPN_m2c.npz, or with --to after FILE and the format, such as '
         'mine_torchvision.pth), whose suffix must be one of the format (.npz; .pth or .pt; .pkl; '
-        '.safetensors) or missing; - for the standard output',
+        '.safetensors) or missing; - for the standard output; an existing weight file of another program is kept as '
+        'NAME.old.npz',
     )
     add(
         '--class-names',
         type=Path,
         metavar='FILE',
-        help='text file with the names of the classes without the background, one per line (default: the names of '
-        "COCO's classes if there are 80 classes, otherwise class_1, class_2, ...)",
+        help='text file with the names of the classes without the background, one per line (default: the names in the '
+        "file; otherwise those of COCO's classes if there are 80 classes, or class_1, class_2, ...)",
     )
     add(
         '--config',
@@ -94,7 +96,8 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         metavar='FILE',
         help="settings that weight files do not contain, by their names in the original program: for Matterport's "
         'network a JSON file of its Config class, {"IMAGE_MAX_DIM": 512, ...}; for torchvision a JSON file of the '
-        'model\'s arguments, {"min_size": 512, ...}; for detectron2 its YAML file',
+        'model\'s arguments, {"min_size": 512, ...}; for detectron2 its YAML file; --min-size, --max-size, --anchor-sizes, '
+        '--bn-eps and --score-threshold set them one by one',
     )
     add('--min-size', type=positive_int, metavar='N', help='size of the shorter side of the network input in pixels')
     add('--max-size', type=positive_int, metavar='N', help='maximum size of its longer side in pixels')

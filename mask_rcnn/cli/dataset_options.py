@@ -69,14 +69,15 @@ def add_arguments(parser: argparse._ActionsContainer, folder: Path, *, parts: Se
         '--skip-broken',
         action='store_true',
         default=None,
-        help='skip and count broken images and annotations instead of stopping at the first one',
+        help='skip and count damaged images and annotations instead of stopping at the first one',
     )
     add(
         '--strict',
         action='store_true',
         default=None,
-        help='stop with status 1 if objects or images would be left out, or if objects are doubtful, such as boxes '
-        'outside their image (otherwise, warnings count them)',
+        help='stop with status 1 if objects or images would be left out, or if objects are doubtful: a box or an '
+        'outline outside its image, a box that does not fit its outline (otherwise, warnings count them and name the '
+        'first three)',
     )
     parser.set_defaults(coco_folder=folder / 'COCO')
 

@@ -38,6 +38,11 @@ sources:
   an image on the standard input. A path that exists is never a pattern or a list. --camera reads a camera.
   Ctrl-C ends a video at any time; what was written until then is complete.
 
+images:
+  Greyscale, RGBA and 16-bit images are converted to 8-bit RGB; of 16 bits, the upper 8 of the bits in use
+  are read, so 12-bit photos are not dark. The orientation of EXIF (or else XMP) is applied, except with
+  weights of programs that ignore it (Chainer_Mask_R-CNN, torchvision).
+
 names of the pictures:
   One image: --output is the picture. Several images or a folder: --output photos.png writes photos_NAME.png
   for the image NAME.jpg. If --output is a folder (an existing one, or a name that ends with /), the pictures
@@ -132,11 +137,17 @@ def _add_input(add: AddArgument) -> None:
         metavar='PATH',
         help='images, folders, videos, addresses, patterns, @lists, or - for the standard input; see below',
     )
-    add('--camera', action=_Camera, type=non_negative_int, metavar='N', help='read camera N instead of --image')
+    add(
+        '--camera',
+        action=_Camera,
+        type=non_negative_int,
+        metavar='N',
+        help='read camera N instead of --image; 0 is the first one',
+    )
     add('--recursive', action='store_true', help='also read the images in subfolders')
     add('--every', type=positive_int, metavar='N', help='process every Nth frame of a video')
     add('--start', type=time, metavar='TIME', help='start in a video, in seconds or as [hh:]mm:ss')
-    add('--end', type=time, metavar='TIME', help='end in a video')
+    add('--end', type=time, metavar='TIME', help='end in a video, likewise')
     add(
         '--max-fps',
         type=frame_rate,
@@ -146,8 +157,9 @@ def _add_input(add: AddArgument) -> None:
     add(
         '--strict',
         action='store_true',
-        help='stop with status 1 before the first image if one is missing or a folder contains files that are left out '
-        '(default: one line for each, and the other images are processed)',
+        help='stop with status 1 before the first image if one is missing or a folder contains files that are left '
+        'out: unknown formats, dangling links, subfolders (default: one line for each, and the other images are '
+        'processed)',
     )
 
 
@@ -172,7 +184,8 @@ def _add_output(add: AddArgument) -> None:
         '--json',
         type=output_path,
         metavar='FILE',
-        help='also write the results in COCO format; - for the standard output',
+        help='also write the results in COCO format: image_id, category_id, bbox, score, and segmentation (RLE) or '
+        'keypoints; - for the standard output',
     )
     add(
         '--jsonl',
@@ -186,13 +199,13 @@ def _add_output(add: AddArgument) -> None:
         '--masks',
         type=Path,
         metavar='FOLDER',
-        help='also write a label image for each image or frame: the number of the object at each pixel, or 0',
+        help='also write a PNG label image for each image or frame: the number of the object at each pixel, or 0',
     )
     add(
         '--instance-masks',
         type=Path,
         metavar='FOLDER',
-        help='also write a black and white picture of the mask of each object',
+        help='also write a black and white PNG picture of the mask of each object',
     )
     add(
         '--annotations',
@@ -220,7 +233,7 @@ def _add_style(add: AddArgument) -> None:
         '--track',
         action='store_true',
         help='follow the objects over the frames of a video, or over the images in their order: each keeps its colour '
-        'and its number',
+        'and its number, and a line shows its way',
     )
     add('--contour', action='store_true', help='draw the outlines of the masks')
     add('--no-fill', action='store_true', help='do not fill the masks: boxes alone, or outlines with --contour')
@@ -229,8 +242,9 @@ def _add_style(add: AddArgument) -> None:
         '--backdrop',
         choices=BACKDROPS,
         default='image',
-        help='picture behind the objects: the image, the image in grey, black or white; splash draws the objects in '
-        'their original colours on the image in grey, without boxes and fillings (default: %(default)s)',
+        help='picture behind the objects: the image, the image in grey, black or white; splash, blur and cutout show '
+        'the objects in their original colours, without fillings and boxes, on the image in grey, on the blurred '
+        'image, or on nothing, which is transparent in .png (default: %(default)s)',
     )
     add(
         '--labels',

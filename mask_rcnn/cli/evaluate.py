@@ -74,15 +74,16 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('.')) -> None
         '--report',
         type=Path,
         metavar='FILE',
-        help='also write an HTML report: precision-recall curves, AP by size and class, confused classes, kinds of '
-        'errors, and the worst images',
+        help='also write an HTML report: precision-recall curves, AP by size and class, confused classes, the cost of '
+        'each kind of error (TIDE), and the worst images',
     )
     add_gpu(add, '-g')
     add_precision(add)
     add('--bn2affine', action='store_true', help=BN2AFFINE_HELP)
     add_dialect(add)
     add_roi_options(add)
-    add_max_detections(add)
+    default = '100, or that of the weights if it is larger'
+    add_max_detections(add, ', also in the metrics (maxDets of COCOeval)', default)
 
 
 def main(argv: Sequence[str] | None = None, folder: Path = Path('.'), *, prog: str | None = None) -> int:

@@ -98,18 +98,19 @@ def add_gpu(add: AddArgument, *short_flags: str) -> None:
     )
 
 
-def add_precision(add: AddArgument) -> None:
+def add_precision(add: AddArgument, detail: str = '') -> None:
     """Add ``--precision``.
 
     Args:
         add: The ``add_argument`` of a parser or a group.
+        detail: Further text of the help.
     """
     add(
         '--precision',
         choices=tuple(PRECISIONS),
         default='fp32',
-        help='arithmetic precision of GPU convolutions; accumulation is always fp32, and the CPU supports fp32 only '
-        '(default: %(default)s)',
+        help='arithmetic precision of GPU convolutions; accumulation is always fp32, and the CPU supports fp32 only'
+        f'{detail} (default: %(default)s)',
     )
 
 
@@ -136,29 +137,32 @@ def add_roi_options(add: AddArgument) -> None:
     add(
         '--roialign',
         action=argparse.BooleanOptionalAction,
-        help='RoIAlign, or RoI max pooling (default: as the weights were trained); in the old Chainer port, '
-        '--roialign switched RoIAlign off, against its README',
+        help='RoIAlign, or RoI max pooling (default: as the weights were trained, which files of the old Chainer port '
+        'do not state: RoIAlign); in the old Chainer port, --roialign switched RoIAlign off, against its README',
     )
     add(
         '--roi-size',
         '-r',
         type=int,
         choices=(7, 14),
-        help='height and width of the pooled RoI features (default: as the weights were trained)',
+        help='height and width of the pooled RoI features (default: as the weights were trained, which files of the '
+        'old Chainer port do not state: 14)',
     )
 
 
-def add_max_detections(add: AddArgument) -> None:
+def add_max_detections(add: AddArgument, detail: str = '', default: str = 'that of the weights, usually 100') -> None:
     """Add ``--max-detections``.
 
     Args:
         add: The ``add_argument`` of a parser or a group.
+        detail: Further text of the help.
+        default: The description of the default.
     """
     add(
         '--max-detections',
         type=detection_limit,
         metavar='N',
-        help='maximum number of detections per image, 0 for no limit (default: that of the weights, usually 100)',
+        help=f'maximum number of detections per image{detail}, 0 for no limit (default: {default})',
     )
 
 

@@ -95,14 +95,15 @@ def _add_address(add: AddArgument) -> None:
         '--host',
         default='127.0.0.1',
         metavar='ADDRESS',
-        help='address of this machine on which to listen; 0.0.0.0 for all (default: %(default)s)',
+        help='address of this machine on which to listen; 0.0.0.0 for all (default: %(default)s, which only programs '
+        'on this machine reach)',
     )
     add(
         '--port',
         type=_port,
         default=_DEFAULT_PORT,
         metavar='N',
-        help='port, 0 for a free one (default: %(default)s)',
+        help='port; 0 for a free one, which is printed (default: %(default)s)',
     )
     add(
         '--allow-host',

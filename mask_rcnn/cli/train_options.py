@@ -128,7 +128,12 @@ def add_extractor(add: AddArgument) -> None:
     Args:
         add: The ``add_argument`` of a parser or a group.
     """
-    add('--extractor', choices=EXTRACTORS, help='network (default: resnet50; with --keypoints: resnet50_fpn)')
+    add(
+        '--extractor',
+        choices=EXTRACTORS,
+        help='network: the backbone, with _fpn also a feature pyramid (default: resnet50; with --keypoints: '
+        'resnet50_fpn)',
+    )
     add(
         '--keypoints',
         action='store_true',
@@ -153,15 +158,16 @@ def add_network_fields(add: AddArgument) -> None:
         '--max-size',
         type=positive_int,
         metavar='N',
-        help='... unless the longer side would exceed N pixels (default: 1333; shapes: 128; shapes-rich: 160)',
+        help='... unless the longer side would exceed N pixels (default: 1333; shapes: 128; shapes-rich: 160); the '
+        'model stores both, so the demo and the evaluation use the same',
     )
     add(
         '--anchor-sizes',
         type=positive_float,
         nargs='+',
         metavar='N',
-        help='sizes of the anchors in pixels of the resized image (default: 32 64 128 256 512; shapes '
-        'and shapes-rich: 8 16 32 64 128)',
+        help='sizes of the anchors in pixels of the resized image; with a feature pyramid, one for each level '
+        '(default: 32 64 128 256 512; shapes and shapes-rich: 8 16 32 64 128)',
     )
     add(
         '--set',
@@ -170,7 +176,8 @@ def add_network_fields(add: AddArgument) -> None:
         default=[],
         metavar='FIELD=VALUE',
         dest='fields',
-        help='set other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]',
+        help='set other fields of mask_rcnn.Config of a new network, such as width=0.5 or anchor_ratios=[1,2]; '
+        'masks=false trains boxes only, for data without outlines',
     )
 
 
@@ -180,7 +187,8 @@ def _add_normalization(add: AddArgument) -> None:
         choices=('affine', 'bn', 'gn'),
         help='frozen affine channels, batch normalisation, or group normalisation, also in the pyramid and the heads, '
         "which are then those of Detectron's GN networks (default: affine, as in Detectron; bn with --freeze-bn or "
-        '--pretrained none; with --resume or a pretrained GN network, the normalisation of the file)',
+        '--pretrained none; with --resume or a pretrained GN network, the normalisation of the file); train '
+        'MobileNetV1 with bn: otherwise, its last layers become constant',
     )
     add('--freeze-bn', action='store_true', help='freeze the statistics and parameters of batch normalisation')
     add(
@@ -305,7 +313,7 @@ def add_augmentation(add: AddArgument) -> None:
         '--crop',
         type=positive_int,
         metavar='N',
-        help='train on a random window of N x N pixels of each resized image',
+        help='train on a random window of at most N x N pixels of each resized image, which contains an object',
     )
     add(
         '--color-jitter',
@@ -322,10 +330,11 @@ def _add_run(add: AddArgument) -> None:
         '--auto',
         action='store_true',
         help='choose image size, anchors, batch, learning rates, length and evaluations for your own data and this '
-        'machine, and print the command with these options; options that you give are kept',
+        'machine, as "mask-rcnn data stats" suggests them; options that you give are kept; prints the command with '
+        'these options, such as for --resume last',
     )
     add_gpu(add, '-g')
-    add_precision(add)
+    add_precision(add, '; fp16 uses loss scaling')
     add(
         '--communicator',
         choices=distributed.NAMES,
@@ -357,9 +366,14 @@ def _add_run(add: AddArgument) -> None:
         type=positive_int,
         metavar='N',
         help='stop after N evaluations without a better AP (keypoint AP or mask AP); model_best.npz is then the model '
-        'of the best one',
+        'of the best one, and the exit status is 0',
     )
-    add('--tensorboard', action='store_true', help='also write logs for TensorBoard (needs tensorboardX)')
+    add(
+        '--tensorboard',
+        action='store_true',
+        help='also write event files of TensorBoard: the log, the options and, at each evaluation, four images with '
+        'their annotations and detections, and histograms of weights and gradients (needs the extra tensorboard)',
+    )
 
 
 def resume_source(text: str) -> Path | str:

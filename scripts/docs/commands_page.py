@@ -18,12 +18,12 @@ _HEAD = """\
 
 # Commands and options
 
-`mask-rcnn COMMAND --help` prints the same in a terminal. `demo.py` and `train.py` are the commands `demo` and `train`, and the
-parsers in `utils/` are `convert`. Long options may be shortened as far as they stay unambiguous, and may be written with
-underscores (`--roi_size`).
+`mask-rcnn COMMAND --help` prints the same in a terminal. `demo.py` and `train.py` are the commands `demo` and `train`,
+and the parsers in `utils/` are `convert`. Long options may be shortened as far as they stay unambiguous, and may be
+written with underscores (`--roi_size`).
 
-Every command ends with status 0 after success, 1 if it failed, 2 for bad arguments and 130 after Ctrl-C, unless its section says
-otherwise. An error is one line on the standard error.
+Every command ends with status 0 after success, 1 if it failed, 2 for bad arguments and 130 after Ctrl-C, unless its
+section states otherwise. An error is one line on the standard error.
 """
 
 #: Maximum number of characters of choices that are shown after a flag; longer lists are part of the meaning.

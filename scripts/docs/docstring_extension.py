@@ -1,7 +1,7 @@
 """An extension of griffe, which reads the package for the API reference, for the conventions of its docstrings.
 
-- Sphinx roles become links to the objects that they name, or code if the site has no page about them.  A role whose name
-  does not exist is a warning, which ends a strict build.
+- Sphinx roles become links to the objects that they name, or code if the site has no page about them.  A name that does
+  not exist is a warning, which ends a strict build.
 - Comments ``#: text`` before a constant become its docstring.
 - Literal blocks become fenced code blocks.
 """
@@ -19,7 +19,7 @@ import griffe
 
 sys.path.append(str(Path(__file__).parent))  # mkdocstrings loads this file by its path
 
-from docstring_roles import comment_before, literal_blocks, replace_roles  # noqa: E402
+from docstring_roles import comment_before, literal_blocks, replace_roles
 
 _LOGGER = griffe.get_logger('mask_rcnn')
 
@@ -100,6 +100,8 @@ def _existing(obj: Any, path: str) -> str | None:
     """Return the canonical path of an object of the package, or ``None`` if it does not exist."""
     try:
         found = obj.modules_collection[path]
+        while found.is_module and found.name in found.members and not found.is_init_module:
+            found = found.members[found.name]  # a function hides the module of its name
         return found.canonical_path
     except (KeyError, griffe.AliasResolutionError, griffe.CyclicAliasError):
         return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-#: A flag, with its value where that is a number, the name of a value, or one of the choices that the texts name.
-_FLAG = r'-{1,2}[A-Za-z][\w-]*(?: (?:\d[\d.]*|[A-Z]{2,}|none|bn|visualize|evaluate|auto)(?![\w.]\w))?'
+#: Values after a flag: numbers, names of values, files and folders, and choices that the texts name.
+_VALUE = r'\d[\d.]*|[A-Z]{2,}|[\w-]+\.[a-z]\w+|[\w-]+/|none|bn|visualize|evaluate|auto|last'
+_FLAG = rf'-{{1,2}}[A-Za-z][\w-]*(?: (?:{_VALUE})(?![\w.]\w|\w))?'
 #: Code with spaces or full stops: an example of JSON, an address without its end.
 _UNIT = r'\{[^{}]*\}|\w+://\.\.\.'
 #: Words that are code: names of files, fields and values, and everything that Markdown would interpret.
@@ -28,7 +29,7 @@ def to_markdown(text: str) -> str:
 
 def _word(match: re.Match[str]) -> str:
     """Return a word; quotes, brackets and the punctuation around it stay outside of its code span."""
-    parts = re.fullmatch(r'''(\(?["']?)(.*?)((?:["']?[,.;:!?)]*)["']?)''', match[0])
+    parts = re.fullmatch(r"""(\(?["']?)(.*?)((?:["']?[,.;:!?)]*)["']?)""", match[0])
     assert parts is not None
     before, inner, after = parts.groups()
     if '(' in inner and after.startswith(')'):  # the brackets of a call

@@ -16,6 +16,13 @@ _LINK = re.compile(r'(?<!!)\[(?P<text>[^\[\]]+)\]\((?P<target>[^()\s]+)\)')
 _FENCE = re.compile(r'^(?P<fence>```+|~~~+).*?^(?P=fence)[ ]*$', re.MULTILINE | re.DOTALL)
 
 
+def on_config(config: Any) -> None:
+    """Give headings the anchors that GitHub gives them: links to them work in both places."""
+    from pymdownx import slugs  # the tests run without it
+
+    config['mdx_configs'].setdefault('toc', {})['slugify'] = slugs.slugify(case='lower')
+
+
 def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
     """Return the Markdown of a page: MkDocs calls this before it converts the page."""
     path = Path('docs', page.file.src_uri)

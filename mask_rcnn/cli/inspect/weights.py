@@ -46,7 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('file', type=Path, metavar='FILE', help='weight file of any format')
     add('other', type=Path, nargs='?', metavar='FILE2', help='another one, whose differences to the first are shown')
-    add('--out', type=Path, metavar='FILE', help='also write an HTML report with histograms, ranges and filters')
+    add(
+        '--out',
+        type=Path,
+        metavar='FILE',
+        help='also write an HTML report: histograms and ranges of the layers, the filters of the first layer, all '
+        'arrays; for two files their changes',
+    )
     add('--json', action='store_true', help='write one line of JSON with all arrays instead of the text')
     add(
         '--bn2affine',
