@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Page -> the file of the root that it shows.  On GitHub, the page is a link to this file.
 ROOT_FILES = {'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
 
+_PAGES = {Path(name): Path('docs', page) for page, name in ROOT_FILES.items()}
+
 _LINK = re.compile(r'(?<!!)\[(?P<text>[^\[\]]+)\]\((?P<target>[^()\s]+)\)')
 _FENCE = re.compile(r'^(?P<fence>```+|~~~+).*?^(?P=fence)[ ]*$', re.MULTILINE | re.DOTALL)
 
@@ -51,6 +53,7 @@ def site_links(markdown: str, source: Path, page: Path) -> str:
         if not target or re.match(r'[a-z]+:', target):
             return match[0]
         path = Path(os.path.normpath(source.parent / target))
+        path = _PAGES.get(path, path)
         if path.parts[0] == 'docs':
             new = os.path.relpath(path, page.parent).replace(os.sep, '/')
             return f'[{match["text"]}]({new}{"#" + anchor if anchor else ""})'

@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _script_folders(root, monkeypatch):
-    for folder in ('scripts', 'scripts/benchmarks'):
+    for folder in ('scripts', 'scripts/benchmarks', 'scripts/docs'):
         monkeypatch.syspath_prepend(str(root / folder))

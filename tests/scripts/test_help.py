@@ -11,7 +11,7 @@ import pytest
 from tests.support.environment import subprocess_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (ROOT / 'scripts', ROOT / 'scripts' / 'benchmarks')
+FOLDERS = (ROOT / 'scripts', ROOT / 'scripts' / 'benchmarks', ROOT / 'scripts' / 'docs')
 FILES = [path for folder in FOLDERS for path in sorted(folder.glob('*.py'))]
 SCRIPTS = [path for path in FILES if '__main__' in path.read_text()]
 #: The script that imports most of the others; a process for each of them takes more than a second.
