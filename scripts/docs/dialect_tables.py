@@ -38,7 +38,7 @@ def dialect_tables() -> str:
 
 
 def _group(group: str, description: str) -> Iterator[str]:
-    yield f'### {description.rstrip(".")}: `{group}`\n'
+    yield f'#### {description.rstrip(".")}: `{group}`\n'
     conventions = [getattr(DIALECTS[name], group) for name in PROGRAMS]
     rows, common = [], []
     for field in dataclasses.fields(conventions[0]):

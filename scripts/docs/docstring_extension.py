@@ -43,7 +43,7 @@ class PackageDocstrings(griffe.Extension):
                 obj.docstring.value = literal_blocks(text)
 
 
-def _objects(parent: griffe.Object) -> Iterator[Any]:
+def _objects(parent: Any) -> Iterator[Any]:
     """Yield an object and all that it contains, without imported names."""
     yield parent
     for member in parent.members.values():

@@ -108,7 +108,7 @@ def test_plain_text_becomes_markdown(text, expected):
 def test_every_convention_of_every_dialect_is_in_the_tables(root):
     text = (root / 'docs' / 'formats.md').read_text(encoding='utf-8')
     for group in dataclasses.fields(Dialect)[1:]:
-        (section,) = re.findall(rf'^### [^\n]*: `{group.name}`\n(.*?)(?=^### |^<!--)', text, re.MULTILINE | re.DOTALL)
+        (section,) = re.findall(rf'^#### [^\n]*: `{group.name}`\n(.*?)(?=^#### |^<!--)', text, re.MULTILINE | re.DOTALL)
         names = [field.name for field in dataclasses.fields(getattr(DIALECTS['detectron'], group.name))]
         assert [name for name in names if f'\n- `{name}`: ' not in section] == []
         rows = re.findall(r'^\| `(\w+)` \|', section, re.MULTILINE)
