@@ -96,8 +96,8 @@ def test_the_site_names_no_resource_of_another_origin(site):
 @pytest.mark.slow
 def test_the_site_is_read_and_searched_as_files(site):
     with running_chromium() as browser, opened_page(browser, (site / 'index.html').as_uri(), 'file://') as page:
-        page.fill('.md-search__input', 'subdivisions')
-        page.wait_for_selector('.md-search-result__link')
+        page.locator('.md-search__input').press_sequentially('subdivisions')
+        page.wait_for_selector('.md-search-result__link', state='attached', timeout=60000)
         links = page.eval_on_selector_all('.md-search-result__link', 'links => links.map(link => link.href)')
         assert any('/commands.html' in link and '#mask-rcnn-train' in link for link in links)
         page.goto((site / 'api' / 'mask_rcnn.html').as_uri())
