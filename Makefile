@@ -45,7 +45,7 @@ docs: setup
 	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[docs]' || \
 	{ echo 'make docs: MkDocs is missing, and pip could not install the extra docs (see above)' >&2; exit 1; }; }
 	@$(RUN) scripts/docs/write_pages.py
-	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo 'Open site/index.html.'
 
 # One BLAS thread per process: two processes with two threads each would wait for each other.

@@ -96,8 +96,8 @@ def configure(parser: argparse.ArgumentParser, folder: Path = Path('modelfiles')
         metavar='FILE',
         help="settings that weight files do not contain, by their names in the original program: for Matterport's "
         'network a JSON file of its Config class, {"IMAGE_MAX_DIM": 512, ...}; for torchvision a JSON file of the '
-        'model\'s arguments, {"min_size": 512, ...}; for detectron2 its YAML file; --min-size, --max-size, --anchor-sizes, '
-        '--bn-eps and --score-threshold set them one by one',
+        'model\'s arguments, {"min_size": 512, ...}; for detectron2 its YAML file; --min-size, --max-size, '
+        '--anchor-sizes, --bn-eps and --score-threshold set them one by one',
     )
     add('--min-size', type=positive_int, metavar='N', help='size of the shorter side of the network input in pixels')
     add('--max-size', type=positive_int, metavar='N', help='maximum size of its longer side in pixels')

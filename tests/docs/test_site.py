@@ -76,7 +76,7 @@ def site(root, tmp_path_factory):
     pytest.importorskip('mkdocs')
     pytest.importorskip('mkdocstrings_handlers.python')
     folder = tmp_path_factory.mktemp('docs') / 'site'
-    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', str(folder)]
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(folder)]
     env = subprocess_environment(root) | {'NO_MKDOCS_2_WARNING': '1'}
     result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
