@@ -38,6 +38,24 @@ def test_pages_of_the_root_are_named_on_github(root):
         assert f'(../{name})' in (root / 'docs' / page).read_text(encoding='utf-8')
 
 
+def misplaced_blocks(text: str) -> list[str]:
+    """Return the blocks that are part of a list item on GitHub, but not in the site, which needs four spaces."""
+    text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r'(?:^ {1,3}(?=[-*] |\d+\. |```)|(?<=\n\n) {1,3}(?=\S))[^\n]*', text, re.MULTILINE)
+
+
+def test_blocks_in_lists_have_four_spaces(root):
+    assert misplaced_blocks('- a\n  b\n\n  c\n\n    d\n  - e\n    - f\n\n1. g\n   ```sh\n') == [
+        '  c',
+        '  - e',
+        '   ```sh',
+    ]
+    assert misplaced_blocks('```text\n- a\n  - b\n\n c\n```\n') == []
+    files = [*root.glob('docs/**/*.md'), *(root / name for name in ('CONTRIBUTING.md', 'CHANGELOG.md'))]
+    texts = {path.name: path.read_text(encoding='utf-8') for path in files if path.exists()}
+    assert {name: misplaced_blocks(text) for name, text in texts.items() if misplaced_blocks(text)} == {}
+
+
 LINKS = """\
 [guide](training.md#on-coco) [site](https://example.org/a) [here](#here) ![picture](example.jpg)
 [the licence](../LICENSE), [`mask_rcnn/api.py`](../mask_rcnn/api.py), [broken](../no-such-file)
