@@ -1,4 +1,4 @@
-"""The package on each available Python from 3.10 to 3.13, with the oldest and the newest supported NumPy and Numba.
+"""The package on each available Python from 3.10 to 3.15, with the oldest and the newest supported NumPy and Numba.
 
 Each Python has a separate environment, which takes minutes and needs a network connection (or pip's cache).
 """
@@ -10,9 +10,10 @@ import subprocess
 
 import pytest
 
-VERSIONS = ('3.10', '3.11', '3.12', '3.13')
-OLDEST_NUMPY = {'3.13': '2.1.0'}  # NumPy 2.0 has no build for Python 3.13
-OLDEST_NUMBA = '0.61.0'
+VERSIONS = ('3.10', '3.11', '3.12', '3.13', '3.14', '3.15')
+#: The oldest NumPy and Numba that have a build for a version of Python; for the others, what pyproject.toml allows.
+OLDEST_NUMPY = {'3.13': '2.1.0', '3.14': '2.3.2', '3.15': '2.5.2'}
+OLDEST_NUMBA = {'3.14': '0.63.0', '3.15': '0.68.0'}
 #: The tests that run in each environment: compat, Chainer's gradients, and the whole network.
 TESTS = (
     'tests/compat/test_compat.py',
@@ -81,7 +82,8 @@ class Environment:
         """Return the requirements of the oldest or the newest NumPy and Numba."""
         if age == 'newest':
             return ['numpy<2.6', self._pinned_numba]
-        return [f'numpy=={OLDEST_NUMPY.get(self.version, "2.0.0")}', f'numba=={OLDEST_NUMBA}']
+        numpy, numba = OLDEST_NUMPY.get(self.version, '2.0.0'), OLDEST_NUMBA.get(self.version, '0.61.0')
+        return [f'numpy=={numpy}', f'numba=={numba}']
 
     def install(self, age, *words, **variables):
         """Install packages together with the oldest or the newest NumPy and Numba."""

@@ -6,7 +6,6 @@ import zlib
 
 import chainer
 import chainer.functions as F
-import h5py
 import numpy as np
 import pytest
 
@@ -360,6 +359,7 @@ def test_gradients(backward, h5_file):
     """
     step, model, _ = backward
     params = dict(model.namedparams())
+    h5py = pytest.importorskip('h5py')
     with h5py.File(h5_file(step.settings['recipe'])) as file:
         for layer, (path, norm) in KERNELS.items():
             kernel = file[f'{layer}/{layer}/kernel:0'][()]

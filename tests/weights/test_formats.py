@@ -3,6 +3,8 @@
 import io
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -80,6 +82,23 @@ def test_truncated_files_raise_a_one_line_error(tmp_path, name):
     with pytest.raises(WeightFileError) as caught:
         formats.read(path)
     assert str(caught.value).isprintable()
+
+
+def test_hdf5_without_h5py(tmp_path):
+    """Python 3.15 has no h5py: the other formats are read, and an HDF5 file ends in one line."""
+    (tmp_path / 'model.h5').write_bytes(FILES['matterport-h5'])
+    write_weights(tmp_path / 'model.npz', {}, ModelMeta('backbone', Config(), (), (), Source('x.pkl', '0' * 64, 'a')))
+    code = 'import sys; sys.modules["h5py"] = None; from mask_rcnn.cli import main; sys.exit(main(sys.argv[1:]))'
+    native, hdf5 = (
+        subprocess.run([sys.executable, '-c', code, 'info', name], cwd=tmp_path, capture_output=True, text=True)
+        for name in ('model.npz', 'model.h5')
+    )
+    assert native.returncode == 0 and 'x.pkl' in native.stdout, native.stderr
+    assert hdf5.returncode == 1 and hdf5.stdout == ''
+    assert hdf5.stderr == (
+        'error: model.h5: is an HDF5 file, and h5py cannot be imported: pip install h5py, or convert '
+        'the file with a Python of which h5py has a build (mask-rcnn convert)\n'
+    )
 
 
 def test_folders_and_missing_files(tmp_path):

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import h5py
 import numpy as np
 import pytest
 
@@ -12,6 +11,8 @@ from mask_rcnn.config import MATTERPORT, RESNET_BLOCKS
 from mask_rcnn.weights import WeightFileError
 from mask_rcnn.weights.converters import matterport
 from mask_rcnn.weights.converters.settings import read_json
+
+h5py = pytest.importorskip('h5py')
 
 N_CLASS, FPN, RPN, HEAD, MASK = 4, 8, 6, 10, 8
 SETTINGS = {

@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import h5py
 import numpy as np
 
 from mask_rcnn.config import MATTERPORT, Config
@@ -25,6 +24,11 @@ from mask_rcnn.weights.converters import matterport_layers
 from mask_rcnn.weights.converters.mapping import ConvertedWeights
 from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
 from mask_rcnn.weights.files import open_weight_file
+
+try:
+    import h5py
+except ImportError:  # no wheel for Python 3.15; all other formats are read without it
+    h5py = None
 
 #: Name of the format in the metadata of converted files.
 FORMAT = 'matterport-h5'
@@ -80,7 +84,7 @@ def read(path: _Path, settings: Mapping[str, Any] | None = None) -> ConvertedWei
 
     Raises:
         WeightFileError: The file is not such a file, is damaged, arrays are missing or have the wrong shape (the
-            message lists all of them), or the settings contradict it.
+            message lists all of them), the settings contradict it, or h5py is not installed.
         ValueError: A setting is not valid.
     """
     arrays, skipped = _read_contents(path)
@@ -104,6 +108,12 @@ def _read_contents(path: _Path) -> tuple[dict[str, np.ndarray], dict[str, list[s
     with open_weight_file(path) as (file, size):
         if file.read(len(SIGNATURE)) != SIGNATURE:
             raise WeightFileError(path, 'is not an HDF5 file')
+        if h5py is None:
+            raise WeightFileError(
+                path,
+                'is an HDF5 file, and h5py cannot be imported: pip install h5py, or convert the file with a Python of '
+                'which h5py has a build (mask-rcnn convert)',
+            )
         try:
             with h5py.File(file, 'r') as opened:
                 return _Reader(path, size).read(opened)
