@@ -48,7 +48,7 @@ def parts(runner):
     return [
         runner.Part('speed', python('print("total 3 ms")'), 120, is_timed=True, figure=lambda log: log.split()[1]),
         runner.Part('tests/good', python('print("12 passed")'), 120),
-        runner.Part('tests/bad', python('print("one"); raise SystemExit("broken")'), 120),
+        runner.Part('tests/bad', python('print("one", flush=True); raise SystemExit("broken")'), 120),
         runner.Part('tests/hanging', ['sh', '-c', f'{SLEEPING_CHILD}; wait'], 2),
         runner.Part('absent', ['no-such-program-x'], 120, needs=['no-such-program-x']),
         runner.Part('cannot-start', ['no-such-program-x'], 120),
