@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -14,12 +15,17 @@ from packaging.utils import canonicalize_name
 from tests.compat.test_matrix import NO_NETWORK, VERSIONS, find_python
 
 #: The extras without the GPU libraries, whose CUDA packages follow from CuPy.
-EXTRAS = ('demo', 'docs', 'lint', 'mpi', 'notebooks', 'onnx', 'serve', 'tensorboard', 'test')
+EXTRAS = ('demo', 'dist', 'docs', 'lint', 'mpi', 'notebooks', 'onnx', 'serve', 'tensorboard', 'test')
+
+
+def read_requirements(path: Path) -> list[Requirement]:
+    """Return the requirements of a text file."""
+    lines = (line.split('#')[0].strip() for line in path.read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
 
 
 def read_constraints(root) -> list[Requirement]:
-    lines = (line.split('#')[0].strip() for line in (root / 'constraints.txt').read_text().splitlines())
-    return [Requirement(line) for line in lines if line]
+    return read_requirements(root / 'constraints.txt')
 
 
 def applies(requirement: Requirement, version: str, extra: str = '') -> bool:
@@ -34,12 +40,12 @@ def pins(root, version: str) -> dict[str, str]:
 
 
 def requirements(root, version: str, *names: str) -> list[Requirement]:
-    """Return the requirements of the package and of extras on a version of Python, as pyproject.toml declares them."""
+    """Return the requirements of the package and of extras on a version of Python, as the project declares them."""
     text = (root / 'pyproject.toml').read_text()
-    base = re.search(r'^dependencies = \[\n(.*?)^\]', text, re.MULTILINE | re.DOTALL)[1]
-    lines = [base, *(re.search(rf'^{name} = \[(.*)\]', text, re.MULTILINE)[1] for name in names)]
-    words = (word for line in lines for word in re.findall(r'"([^"]+)"', re.sub(r'(?m)#.*$', '', line)))
-    return [line for line in map(Requirement, words) if applies(line, version)]
+    extras = [re.search(rf'^{name} = \[(.*)\]', text, re.MULTILINE)[1] for name in names]
+    words = [word for extra in extras for word in re.findall(r'"([^"]+)"', extra)]
+    base = read_requirements(root / 'build_backend' / 'dependencies.txt')
+    return [line for line in [*base, *map(Requirement, words)] if applies(line, version)]
 
 
 def test_every_line_pins_one_version(root):

@@ -85,22 +85,19 @@ class Environment:
         numpy, numba = OLDEST_NUMPY.get(self.version, '2.0.0'), OLDEST_NUMBA.get(self.version, '0.61.0')
         return [f'numpy=={numpy}', f'numba=={numba}']
 
-    def install(self, age, *words, **variables):
+    def install(self, age, *words):
         """Install packages together with the oldest or the newest NumPy and Numba."""
         constraints = self.folder / 'constraints.txt'
         constraints.write_text('\n'.join([*self._constraints, *self.requirements(age)]))
         options = ['--disable-pip-version-check', '-q', '-c', str(constraints), '--no-compile']  # most files are unused
-        run([self.python, '-m', 'pip', 'install', *options, *words], env={**os.environ, **variables})
+        run([self.python, '-m', 'pip', 'install', *options, *words])
 
     def create(self, interpreter, root):
         """Create the environment as a user does, with the oldest NumPy."""
         run([interpreter, '-m', 'venv', str(self.folder / 'env')])
-        self.install('oldest', 'setuptools', 'wheel', 'numpy')
-        sources = ['--no-build-isolation', '--no-deps', 'chainer==7.8.1', 'chainercv==0.13.1']
-        self.install('oldest', *sources, CC='true', LDSHARED='true')
         # A copy, because building writes into the source folder; not editable, because users install it that way.
         shutil.copytree(root, self.tests, ignore=shutil.ignore_patterns('.git', '.venv', 'build', '*.egg-info'))
-        self.install('oldest', '--no-build-isolation', f'{self.tests}[test]')
+        self.install('oldest', f'{self.tests}[test]')
         shutil.rmtree(self.tests / 'mask_rcnn')  # the tests must use the installed package
         run([self.python, '-m', 'pip', 'uninstall', '-q', '-y', 'setuptools'])  # pkg_resources must not be needed
 
