@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import cv2
@@ -305,9 +306,15 @@ class FakeCamera:
         """Do nothing."""
 
 
+def connect_camera(monkeypatch):
+    """Replace the cameras of the source; the writer without ffmpeg opens files with the same class of OpenCV."""
+    view = types.SimpleNamespace(**{**vars(cv2), 'VideoCapture': FakeCamera})
+    monkeypatch.setattr('mask_rcnn.media.video_source.cv2', view)
+
+
 def test_a_camera_is_recorded_at_its_speed(models, tmp_path, capsys, monkeypatch):
     """Frames are skipped so as to stay live, and the video repeats those that it has."""
-    monkeypatch.setattr('mask_rcnn.media.video_source.cv2.VideoCapture', FakeCamera)
+    connect_camera(monkeypatch)
     find = VideoModel._find
     monkeypatch.setattr(VideoModel, '_find', lambda self, image: (time.sleep(0.08), find(self, image))[1])
     assert call_plain('--camera', '0', '--output', 'out.avi') == 0
@@ -321,7 +328,7 @@ def test_a_camera_is_recorded_at_its_speed(models, tmp_path, capsys, monkeypatch
 
 
 def test_a_live_source_has_one_pass(models, capsys, monkeypatch):
-    monkeypatch.setattr('mask_rcnn.media.video_source.cv2.VideoCapture', FakeCamera)
+    connect_camera(monkeypatch)
     assert 'can be read only once' in refused('--camera', '0', '--dialect', 'dena', '--json', 'a.json', capsys=capsys)
 
 
