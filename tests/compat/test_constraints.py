@@ -105,8 +105,9 @@ def test_pip_installs_no_other_package(root, version, tmp_path):
     lines = [str(line) for line in requirements(root, version, *EXTRAS) if not line.name.startswith('chainer')]
     report = tmp_path / 'report.json'
     subprocess.run([python, '-m', 'venv', tmp_path / 'env'], check=True)  # Debian's Python has no pip outside one
-    command = [tmp_path / 'env' / 'bin' / 'python', '-m', 'pip', '--disable-pip-version-check', 'install', '-q', '--dry-run', '--ignore-installed']
-    command += ['--only-binary', ':all:', '-c', str(root / 'constraints.txt'), '--report', str(report), *lines]
+    command = [tmp_path / 'env' / 'bin' / 'python', '-m', 'pip', '--disable-pip-version-check', 'install', '-q']
+    command += ['--dry-run', '--ignore-installed', '--only-binary', ':all:', '-c', str(root / 'constraints.txt')]
+    command += ['--report', str(report), *lines]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode and any(words in result.stderr for words in NO_NETWORK):
         pytest.skip('pip cannot reach a package index')
