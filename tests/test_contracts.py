@@ -1,5 +1,6 @@
 """What users and stored files rely on is as it was frozen; see ``tests/support/contracts.py``."""
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -56,6 +57,7 @@ def test_members_of_a_snapshot():
     assert dict(contracts.unfold(found)) == dict(contracts.unfold(expected))
 
 
+@pytest.mark.skipif(int(cv2.__version__[0]) >= 5, reason='OpenCV 5 draws the letters of the scenes with other fonts')
 def test_results_of_the_bundled_model():
     """Boxes to 0.01 pixel, scores to 1e-4, masks to an IoU of 0.99: float32 sums differ between processors."""
     found, expected = contracts.demo_results(), contracts.frozen('demo_results')

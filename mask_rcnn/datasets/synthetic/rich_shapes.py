@@ -402,7 +402,7 @@ def _paint_clutter(rng: np.random.RandomState, image: np.ndarray) -> None:
 
 
 def _letter(rng: np.random.RandomState, size: tuple[int, int]) -> np.ndarray:
-    """Return the coverage of a letter or digit."""
+    """Return the coverage of a letter or digit; OpenCV 5 has other fonts than OpenCV 4."""
     side = min(size)
     canvas = np.zeros(size, np.uint8)
     corner = int(rng.uniform(0, 0.9) * size[1]), int(rng.uniform(0.15, 1) * size[0])
