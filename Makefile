@@ -72,7 +72,7 @@ lint: setup
 # The tools and their requirements are not installed for the tests.
 dist: setup
 	@$(RUN) -c 'import build, twine' 2> /dev/null || \
-	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[dist]'
+	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt 'pip>=25.3' -e '.[dist]'
 	$(RUN) scripts/make_dist.py
 
 coverage: setup
