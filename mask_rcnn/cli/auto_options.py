@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from mask_rcnn.datasets.inspection.machine import find_machine
 from mask_rcnn.datasets.inspection.statistics import collect_statistics
 from mask_rcnn.datasets.inspection.suggestions import Settings, suggest_settings
 from mask_rcnn.io.console import print_line
+from mask_rcnn.io.programs import command_text
 from mask_rcnn.io.wording import counted
 from mask_rcnn.training.schedule import detectron_schedule
 from mask_rcnn.training.snapshot import is_snapshot
@@ -78,7 +78,7 @@ def print_and_return_arguments(
         words += ['--set', *(f'{name}={json.dumps(value)}' for name, value in fields.items())]
     place = f'a {"GPU" if machine.has_gpu else "CPU"} with {machine.memory / 2**30:.0f} GiB'
     print_line(f'--auto: settings for {counted(len(dataset), "image")} on {place}; the same command without --auto is')
-    print_line(shlex.join([*prog.split(), *words]))
+    print_line(command_text([*prog.split(), *words]))
     return words
 
 

@@ -21,6 +21,7 @@ from mask_rcnn.cli.command import UsageError, report_error, run_and_report_error
 from mask_rcnn.cli.options import choose_device, gpu_error
 from mask_rcnn.io import cleaner
 from mask_rcnn.io.console import ConsoleStream, print_note
+from mask_rcnn.io.programs import own_group
 from mask_rcnn.io.unfinished import set_reporter
 from mask_rcnn.ops.runtime.device import cuda_device_count
 from mask_rcnn.ops.runtime.parallel import limit_threads
@@ -158,7 +159,7 @@ def _cleaner(message: str) -> Iterator[None]:
         message: The line for the standard error in this case; empty for none.
     """
     command = [sys.executable, '-I', '-S', cleaner.__file__, *filter(None, [message])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, **own_group()) as process:
         assert process.stdin is not None
         descriptor = process.stdin.fileno()
 

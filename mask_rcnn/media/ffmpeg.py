@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+
+from mask_rcnn.io.programs import own_group
 
 #: By suffix: the container, and the encoders in order of preference, each with its options.
 _X264 = ('libx264', '-preset', 'veryfast', '-crf', '20')
@@ -64,7 +65,7 @@ def _ask(program: str, *arguments: str) -> str:
     """Return the text that ffmpeg writes; it fails without an output, which does not matter."""
     command = [program, '-hide_banner', '-nostdin', *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_QUESTION_TIMEOUT, check=False, **_own_group())
+        done = subprocess.run(command, capture_output=True, timeout=_QUESTION_TIMEOUT, check=False, **own_group())
     except (OSError, subprocess.TimeoutExpired):
         return ''
     return (done.stdout + done.stderr).decode('utf-8', 'replace')
@@ -116,7 +117,7 @@ class FrameEncoder:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._messages,
-            **_own_group(),
+            **own_group(),
         )
 
     def write(self, frame: np.ndarray) -> None:
@@ -173,13 +174,6 @@ def last_line(messages: bytes) -> str:
     return f'ffmpeg: {lines[-1]}' if lines else 'ffmpeg has failed without a message'
 
 
-def _own_group() -> dict:
-    """Return the options that keep the terminal's Ctrl-C from a process, which is to finish its work."""
-    if sys.platform == 'win32':
-        return {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {'start_new_session': True}
-
-
 def add_sound(
     program: str, path: Path, output: Path, source: Path, suffix: str, *, start: float, duration: float
 ) -> None:
@@ -210,7 +204,7 @@ def add_sound(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            **_own_group(),
+            **own_group(),
         )
         if done.returncode == 0 and not _WRITE_ERROR.search(done.stderr):
             return

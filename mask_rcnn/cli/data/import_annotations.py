@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from mask_rcnn.datasets.importers.image_copies import common_folder, copy_images
 from mask_rcnn.datasets.importers.source_files import json_or_none
 from mask_rcnn.io.atomic_file import is_replaced, is_same_file, is_standard_output
 from mask_rcnn.io.console import print_line, print_note, print_warning
+from mask_rcnn.io.programs import command_text
 from mask_rcnn.io.wording import counted
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -168,4 +168,4 @@ def _print_summary(output: Path, dataset: ImportedDataset, dropped: Counter[str]
     if is_standard_output(output):
         return
     print_result(f'wrote {output}; for training:')
-    print_result(f'--train-annotations {shlex.quote(str(output))} --train-images {shlex.quote(str(folder))}')
+    print_result(command_text(['--train-annotations', str(output), '--train-images', str(folder)]))

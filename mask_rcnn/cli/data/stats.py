@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 
 from mask_rcnn.cli.command import UsageError, flag, run_and_report_errors
@@ -22,6 +21,7 @@ from mask_rcnn.datasets.inspection.statistics_report import (
 )
 from mask_rcnn.datasets.inspection.suggestions import Machine, Settings, suggest_settings
 from mask_rcnn.io.console import print_line, print_lines, print_note, print_warning
+from mask_rcnn.io.programs import command_text
 
 _DESCRIPTION = """\
 Describe a dataset: objects per class and per image, sizes of images and objects, and the settings for mask-rcnn train
@@ -94,4 +94,4 @@ def _train_command(args: argparse.Namespace, settings: Settings) -> str:
         words += [flag(name), *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
     if settings.network_fields:
         words += ['--set', *(f'{name}={value}' for name, value in settings.network_fields.items())]
-    return shlex.join(words)
+    return command_text(words)
