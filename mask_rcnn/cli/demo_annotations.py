@@ -12,6 +12,7 @@ from mask_rcnn.cli.command import UsageError
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.paths import common_folder, relative_name
 from mask_rcnn.media.pending_file import PendingFile
 
 #: labelme compares the major version with its own and reads all fields of older files.
@@ -40,20 +41,21 @@ class COCOWriter:
 
     Args:
         path: The file, which appears when it is complete.
-        images: All images of the command; names in the dataset are relative to their common folder.
+        images: All images of the command; names in the dataset are relative to their common folder, or absolute if they
+            are on several drives.
     """
 
     def __init__(self, path: Path, images: Sequence[Path]):
         self.paths = [path]
         self._file = PendingFile(path)
-        self._folder = os.path.commonpath([os.path.abspath(image.parent) for image in images]) if images else ''
+        self._folder = common_folder([image.parent for image in images]) if images else None
         self._images: list[bytes] = []
         self._n_annotations = 0
         self._categories: dict[int, dict[str, Any]] = {}
 
     def add(self, image: Path, detections: Detections) -> None:
         """Add the detections of an image."""
-        number, name = len(self._images) + 1, _relative(image, self._folder)
+        number, name = len(self._images) + 1, self._name(image)
         height, width = detections.size
         annotations = detections.to_annotations(number, first_id=self._n_annotations + 1)
         if annotations:
@@ -61,6 +63,9 @@ class COCOWriter:
         self._images.append(_encode({'id': number, 'file_name': name, 'width': width, 'height': height}))
         self._n_annotations += len(annotations)
         self._categories |= {category['id']: category for category in detections.categories}
+
+    def _name(self, image: Path) -> str:
+        return image.absolute().as_posix() if self._folder is None else relative_name(image, self._folder)
 
     def write(self) -> None:
         """Complete the dataset."""
@@ -104,7 +109,7 @@ class LabelmeWriter:
             'version': _LABELME_VERSION,
             'flags': {},
             'shapes': labelme_shapes(detections),
-            'imagePath': _relative(image, os.path.abspath(path.parent)),
+            'imagePath': relative_name(image, path.parent),
             'imageData': None,
             'imageHeight': height,
             'imageWidth': width,
@@ -148,10 +153,6 @@ def _visible_keypoints(annotation: dict[str, Any], names: Sequence[str]) -> list
     numbers = annotation.get('keypoints', [])
     triples = [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
     return [(triple[:2], name) for triple, name in zip(triples, names, strict=True) if triple[2]]
-
-
-def _relative(image: Path, folder: str) -> str:
-    return Path(os.path.relpath(image, folder)).as_posix()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mask_rcnn.cli.command import UsageError
-from mask_rcnn.io.atomic_file import FileError, check_writable, is_same_file, is_standard_output
+from mask_rcnn.io.atomic_file import STANDARD_OUTPUT, FileError, check_writable, is_same_file, is_standard_output
 from mask_rcnn.io.console import stdout_is_closed
-
-#: The path of the standard output, which ``-`` on a command line stands for.
-STANDARD_OUTPUT = Path('/dev/stdout')
+from mask_rcnn.io.paths import spelling_key
 
 
 def output_path(text: str) -> Path:
@@ -80,7 +78,8 @@ def paths_of_images(images: Sequence[Path], output: str, *, several: bool, suffi
         suffix: The suffix of files in a folder.
 
     Returns:
-        Distinct paths: if images in different folders have the same name, ``_2``, ``_3``, ... are appended.
+        Paths that are distinct on all systems: if images in different folders have the same name, or names that
+        differ only in case, ``_2``, ``_3``, ... are appended.
     """
     path = Path(output)
     if output.endswith(('/', os.sep)) or path.is_dir():
@@ -89,11 +88,11 @@ def paths_of_images(images: Sequence[Path], output: str, *, several: bool, suffi
         names = [path.with_name(f'{path.stem}_{image.stem}{path.suffix}') for image in images]
     else:
         names = [path] * len(images)
-    taken: set[Path] = set()
+    taken: set[str] = set()
     for i, name in enumerate(names):
         number = 2
-        while names[i] in taken:
+        while spelling_key(names[i]) in taken:
             names[i] = name.with_name(f'{name.stem}_{number}{name.suffix}')
             number += 1
-        taken.add(names[i])
+        taken.add(spelling_key(names[i]))
     return names

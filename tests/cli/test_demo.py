@@ -335,6 +335,13 @@ def test_a_folder_for_the_pictures(calls, tmp_path):
     assert sorted(os.listdir(tmp_path / 'old')) == ['a.png', 'a_2.png']
 
 
+def test_pictures_have_the_same_names_where_case_does_not_count(calls, tmp_path):
+    """The file systems of Windows and macOS."""
+    images = [write_image(tmp_path / name) for name in ('1/a.jpg', '2/A.jpg', '3/b.jpg')]
+    assert call('--image', *images, '--output', 'out/') == 0
+    assert sorted(os.listdir(tmp_path / 'out')) == ['A_2.png', 'a.png', 'b.png']
+
+
 def test_a_broken_image_is_reported_and_the_others_are_processed(calls, tmp_path, capsys):
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'broken.jpg').write_bytes(b'no image')

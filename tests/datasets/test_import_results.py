@@ -1,6 +1,7 @@
 """The classes of imported datasets, their merging, and the written files as training reads them."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from mask_rcnn.datasets.importers.coco_writer import coco_content
 from mask_rcnn.datasets.importers.image_copies import common_folder, copy_images
 from mask_rcnn.datasets.importers.outlines import paste_bitmap
 from mask_rcnn.io.atomic_file import FileError
+from mask_rcnn.preprocessing.image_io import ImageFileError
 from tests.support import labelling_files as files
 from tests.support.imported import imported_masks, read_back
 
@@ -164,6 +166,21 @@ def test_the_common_folder(tmp_path):
     images = [ImportedImage(path, files.SIZE, ()) for path in paths]
     assert common_folder(images) == tmp_path / 'x' and common_folder(images[1:]) == tmp_path / 'x' / 'y'
     assert common_folder(images, tmp_path) == tmp_path and common_folder(images, tmp_path / 'z') == tmp_path / 'x'
+
+
+def test_images_on_several_drives_of_windows(tmp_path, monkeypatch):
+    """No folder contains them; a dataset whose images are elsewhere has absolute names."""
+
+    def fail(*paths):
+        raise ValueError("Paths don't have the same drive")
+
+    images = [ImportedImage(tmp_path / name, files.SIZE, ()) for name in ('a.png', 'b.png')]
+    monkeypatch.setattr(os.path, 'commonpath', fail)
+    monkeypatch.setattr(os.path, 'relpath', fail)
+    with pytest.raises(ImageFileError, match=r'a\.png: other images are on another drive; import the sources of each'):
+        common_folder(images)
+    content = coco_content(ImportedDataset('labelme', tuple(images), ()), 'elsewhere')
+    assert [image['file_name'] for image in content['images']] == [path.path.as_posix() for path in images]
 
 
 def test_copies_of_images(tmp_path):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mask_rcnn.datasets.importers.records import ImportedDataset, ImportedObject
 from mask_rcnn.datasets.segmentations import outline_area, outline_box, to_json
 from mask_rcnn.io.atomic_file import open_for_writing
+from mask_rcnn.io.paths import relative_name
 
 
 def write_coco(dataset: ImportedDataset, path: str | os.PathLike, image_folder: str | os.PathLike) -> None:
@@ -45,7 +45,7 @@ def coco_content(dataset: ImportedDataset, image_folder: str | os.PathLike) -> d
     annotations: list[dict[str, Any]] = []
     for image_id, image in enumerate(dataset.images, 1):
         height, width = image.size
-        name = Path(os.path.relpath(image.path, image_folder)).as_posix()
+        name = relative_name(image.path, image_folder)
         images.append({'id': image_id, 'file_name': name, 'height': height, 'width': width})
         for obj in image.objects:
             references = {'id': len(annotations) + 1, 'image_id': image_id, 'category_id': labels[obj.class_name]}

@@ -20,6 +20,9 @@ from mask_rcnn.io.atomic_file import (
     open_for_writing,
     removing_empty_folder,
 )
+from mask_rcnn.io.paths import common_folder as deepest_folder
+from mask_rcnn.io.paths import relative_name
+from mask_rcnn.preprocessing.image_io import ImageFileError
 
 
 def common_folder(images: Sequence[ImportedImage], preferred: Path | None = None) -> Path:
@@ -28,13 +31,17 @@ def common_folder(images: Sequence[ImportedImage], preferred: Path | None = None
     Args:
         images: At least one image.
         preferred: A folder that is returned if it contains all images.
+
+    Raises:
+        ImageFileError: The images are on several drives.
     """
-    parents = [os.path.abspath(image.path.parent) for image in images]
-    folder = os.path.commonpath(parents)
-    if preferred is not None and os.path.commonpath([folder, os.path.abspath(preferred)]) == os.path.abspath(preferred):
+    folder = deepest_folder([image.path.parent for image in images])
+    if folder is None:
+        raise ImageFileError(images[0].path, 'other images are on another drive; import the sources of each drive')
+    if preferred is not None and Path(folder).is_relative_to(os.path.abspath(preferred)):
         return preferred
     if all(not image.path.is_absolute() for image in images):
-        return Path(os.path.relpath(folder))
+        return Path(relative_name(folder, os.curdir))
     return Path(folder)
 
 
@@ -71,7 +78,7 @@ def copy_images(dataset: ImportedDataset, source_folder: Path, folder: Path) -> 
 
 
 def _copy_path(image: ImportedImage, source_folder: Path, folder: Path) -> Path:
-    return folder / unicodedata.normalize('NFC', os.path.relpath(image.path, source_folder))
+    return folder / unicodedata.normalize('NFC', relative_name(image.path, source_folder))
 
 
 @contextlib.contextmanager

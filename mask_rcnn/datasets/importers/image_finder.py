@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mask_rcnn.datasets.annotation_values import shorten
 from mask_rcnn.datasets.image_files import find_image_file
+from mask_rcnn.io.paths import relative_name
 from mask_rcnn.preprocessing.image_formats import IMAGE_SUFFIXES
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
@@ -106,4 +107,4 @@ def _without_parents(path: Path) -> Path:
     """Return a path without ``..``; the name of an image that is a link stays."""
     if '..' not in path.parts or path.is_absolute():
         return path
-    return Path(os.path.relpath(os.path.realpath(path.parent)), path.name)
+    return Path(relative_name(os.path.realpath(path.parent), os.curdir), path.name)
