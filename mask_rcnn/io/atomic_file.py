@@ -17,6 +17,8 @@ from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.io.temporary_file import HAS_LOCKS, locked_temporary
 from mask_rcnn.io.unfinished import unfinished
 
+#: The path of the standard output, also on systems without such a file.
+STANDARD_OUTPUT = pathlib.Path('/dev/stdout')
 #: Files that processes have open, by number; Linux has them as links to pipes without names.
 _OPEN_FILE = re.compile(r'(?:/proc/(\d+)(?:/task/\d+)?|/dev)/fd/(\d+)')
 #: Maximum length of a chain of symbolic links, as in Linux.
@@ -221,6 +223,8 @@ def is_replaced(path: str | os.PathLike) -> bool:
 def _follow_links(path: str | os.PathLike) -> pathlib.Path:
     """Return the path to which symbolic links lead; it may not exist.  Links to open files are not followed."""
     target = pathlib.Path(path)
+    if target == STANDARD_OUTPUT:  # Windows would make it a file in a folder of the current drive
+        return target
     for _ in range(_MAX_LINKS):
         target = pathlib.Path(os.path.realpath(target.parent), target.name)
         if target.name in ('', '..') or not target.is_symlink() or _OPEN_FILE.fullmatch(os.fspath(target)):
@@ -231,7 +235,7 @@ def _follow_links(path: str | os.PathLike) -> pathlib.Path:
 
 def _own_descriptor(target: pathlib.Path) -> int | None:
     """Return the number of an open file of this process for ``/dev/stdout`` and the like, otherwise ``None``."""
-    if os.fspath(target) == '/dev/stdout':  # on a system without links in /dev
+    if target == STANDARD_OUTPUT:
         return 1
     match = _OPEN_FILE.fullmatch(os.fspath(target))
     return int(match[2]) if match and match[1] in (None, str(os.getpid())) else None

@@ -139,6 +139,18 @@ def test_pipes_and_devices_are_written_and_not_replaced(tmp_path):
         write('/dev/full', b'x' * 100_000)
 
 
+def test_the_standard_output_of_a_system_without_such_a_file(monkeypatch, capfd):
+    """``/dev/stdout`` is a relative path on Windows, which becomes that of a file on the current drive."""
+    realpath = os.path.realpath
+    monkeypatch.setattr(os.path, 'realpath', lambda path: f'/drive{realpath(path)}')
+    path = '/dev/stdout'
+    assert is_standard_output(path) and not is_replaced(path) and not is_standard_output('/dev/stderr')
+    check_writable(path)
+    with open_for_writing(path) as file:
+        file.write(b'1\n')
+    assert capfd.readouterr().out == '1\n'
+
+
 def test_an_open_file_is_written_at_its_position(tmp_path):
     """As ``--json /dev/stdout > file`` does, of which root replaced the link in /dev by a file."""
     with open(tmp_path / 'file', 'w+b', buffering=0) as file:
