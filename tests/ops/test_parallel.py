@@ -252,6 +252,31 @@ def test_openblas_symbols_of_several_builds_are_found(prefix, suffix):
     assert parallel._find_symbols(object()) is None
 
 
+@pytest.mark.parametrize('name', ['libscipy_openblas64_-13e2df515630b4a41f92893938845698.dll', None])
+def test_openblas_of_a_wheel_is_found_beside_numpy(monkeypatch, tmp_path, name):
+    """Windows searches symbols in one library only; Apple's NumPy, which uses Accelerate, has none at all."""
+
+    class Library:
+        def __init__(self, path):
+            if 'openblas' in path:
+                self.scipy_openblas_set_num_threads64_ = self.scipy_openblas_get_num_threads64_ = lambda: path
+
+    folder = tmp_path / 'numpy.libs'
+    folder.mkdir()
+    for file in filter(None, ('msvcp140.dll', name)):
+        (folder / file).touch()
+    monkeypatch.setattr(parallel.np, '__file__', str(tmp_path / 'numpy' / '__init__.py'))
+    monkeypatch.setattr(parallel.ctypes, 'CDLL', Library)
+    monkeypatch.setattr(parallel, '_openblas_found', [])
+    monkeypatch.setattr(parallel, '_max_threads', None)
+    functions = parallel._find_openblas()
+    if name is None:
+        assert functions is None
+        parallel.limit_threads(parallel.cpu_count())
+    else:
+        assert functions[0]() == str(folder / name)
+
+
 def test_numpys_openblas_is_limited_to_one_thread():
     functions = parallel._find_openblas()
     if functions is None:

@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -204,9 +205,21 @@ def _single_threaded(set_threads: Callable, get_threads: Callable) -> Iterator[N
 def _find_openblas() -> tuple[Callable, Callable] | None:
     """Return the setter and the getter of OpenBLAS's thread count; ``None`` for another BLAS."""
     if not _openblas_found:
-        multiarray_umath = importlib.import_module('numpy._core._multiarray_umath')  # linked with the BLAS
-        _openblas_found.append(_find_symbols(ctypes.CDLL(multiarray_umath.__file__)))
+        found = (_find_symbols(ctypes.CDLL(path)) for path in _blas_libraries())
+        _openblas_found.append(next(filter(None, found), None))
     return _openblas_found[0]
+
+
+def _blas_libraries() -> Iterator[str]:
+    """Yield the libraries that may contain the symbols of NumPy's BLAS; all of them are loaded.
+
+    Most systems search a symbol also in the libraries with which the first one is linked.  Windows does not: there, the
+    second one is that of NumPy's wheel.
+    """
+    module = importlib.import_module('numpy._core._multiarray_umath')  # linked with the BLAS
+    assert module.__file__ is not None
+    yield module.__file__
+    yield from map(str, sorted(Path(np.__file__).parents[1].glob('numpy.libs/*openblas*')))
 
 
 def _find_symbols(library: Any) -> tuple[Callable, Callable] | None:
