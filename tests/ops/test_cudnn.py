@@ -14,7 +14,7 @@ import pytest
 from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs
+from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs, libraries
 from mask_rcnn.ops.cudnn_frontend.blocks import make_blocks
 from mask_rcnn.ops.cudnn_frontend.storage import scale_weight
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -808,7 +808,7 @@ def site_packages(tmp_path, monkeypatch):
     for path in ('nvidia/cuda_runtime/lib/libcudart.so.12', 'nvidia/cu13/lib/libcudart.so.13'):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
-    monkeypatch.setattr(frontend.sys, 'path', [str(tmp_path / 'elsewhere'), str(tmp_path)])
+    monkeypatch.setattr(sys, 'path', [str(tmp_path / 'elsewhere'), str(tmp_path)])
     monkeypatch.setattr(frontend.ctypes, 'CDLL', loaded.append)
     monkeypatch.setenv(CUDART_VARIABLE, 'to be restored')
     monkeypatch.delenv(CUDART_VARIABLE)
@@ -822,6 +822,21 @@ def test_the_cuda_runtime_of_cupy_is_loaded(site_packages, major, path):
     folder, loaded = site_packages
     frontend._preload_cudart(major)
     assert loaded == [str(folder / path)] == [os.environ[CUDART_VARIABLE]]
+
+
+@pytest.mark.parametrize(
+    ('major', 'path'),
+    [(12, 'nvidia/cuda_runtime/bin/cudart64_12.dll'), (13, 'nvidia/cu13/bin/x86_64/cudart64_13.dll')],
+)
+def test_the_cuda_runtime_of_windows_is_loaded(site_packages, monkeypatch, major, path):
+    """The folders and names are those of NVIDIA's wheels for Windows."""
+    folder, loaded = site_packages
+    (folder / path).parent.mkdir(parents=True)
+    (folder / path).touch()
+    monkeypatch.setattr(sys, 'platform', 'win32')
+    frontend._preload_cudart(major)
+    assert loaded == [str(folder / path)]
+    assert libraries.library_name('cublas', major) == f'cublas64_{major}.dll'
 
 
 def test_the_cuda_runtime_of_the_user_is_kept(site_packages):

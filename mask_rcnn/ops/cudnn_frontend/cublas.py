@@ -15,6 +15,7 @@ from typing import Any
 
 from chainer.backends import cuda
 
+from mask_rcnn.ops.cudnn_frontend.libraries import library_name
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.device import DOCTOR
 
@@ -52,7 +53,7 @@ def _load_library() -> Any:
     """Return the library that CuPy has loaded, or ``None``."""
     try:
         _handle()  # CuPy loads the library
-        library = ctypes.CDLL(f'libcublas.so.{cuda.cupy.cuda.driver.get_build_version() // 1000}')
+        library = ctypes.CDLL(library_name('cublas', cuda.cupy.cuda.driver.get_build_version() // 1000))
         for name, types in _SIGNATURES.items():
             getattr(library, name).argtypes = types
     except Exception as error:

@@ -8,15 +8,14 @@ import functools
 import importlib
 import logging
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from typing import Any
 
 from chainer.backends import cuda
 
+from mask_rcnn.ops.cudnn_frontend.libraries import find_in_packages, library_name
 from mask_rcnn.ops.runtime.device import DOCTOR
 
 logger = logging.getLogger(__name__)
@@ -67,16 +66,16 @@ def _preload_cudart(major: int) -> None:
     cuDNN Frontend (1.32) opens it by name when it builds the first graph, but searches neither pip's folders
     (``nvidia/cuda_runtime/lib``, ``nvidia/cu13/lib``) nor ``CUDA_PATH``.
     """
-    path = None if _CUDART_VARIABLE in os.environ else _find_cudart(f'libcudart.so.{major}')
+    path = None if _CUDART_VARIABLE in os.environ else _find_cudart(library_name('cudart', major))
     if path is not None:
         ctypes.CDLL(path)
         os.environ[_CUDART_VARIABLE] = path
 
 
 def _find_cudart(name: str) -> str | None:
-    for folder in sys.path:
-        for path in sorted(Path(folder).glob(f'nvidia/*/lib/{name}')):
-            return str(path)
+    path = find_in_packages(name)
+    if path is not None:
+        return path
     try:
         ctypes.CDLL(name)  # cuDNN Frontend finds it the same way
     except OSError:
