@@ -19,7 +19,8 @@ from mask_rcnn.serving.connection import TimedConnection
 from mask_rcnn.serving.service import DetectionService
 
 #: Signals after which the server answers the requests that it has taken, and ends.
-_STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name))
+_STOP_SIGNAL_NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGBREAK')
+_STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_SIGNAL_NAMES if hasattr(signal, name))
 _STANDARD_ERROR = 2
 _BACKLOG = 512
 

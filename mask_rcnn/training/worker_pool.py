@@ -208,7 +208,8 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 def _worker_main(connection: Connection) -> None:
     """Make examples until the parent closes its end of the pipe or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for platforms that cannot block signals
+    for number in STOP_SIGNALS:  # for platforms that cannot block signals, such as Windows
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)  # the workers share the processors
     with contextlib.suppress(EOFError, OSError):
         make = connection.recv()

@@ -1,5 +1,6 @@
 """Worker processes: errors in examples, and the end of the workers with their run."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -49,6 +50,18 @@ class KillsItself(BrokenAt):
         if i == self.index:
             os.kill(os.getpid(), signal.SIGKILL)
         return i
+
+
+def test_workers_ignore_stop_signals_that_cannot_be_blocked(monkeypatch):
+    """Windows has no masks of signals, and its terminals send Ctrl-C and Ctrl-Break to all processes."""
+    monkeypatch.setattr('mask_rcnn.training.worker_pool._stop_signals_blocked', contextlib.nullcontext)
+    iterator = ExampleIterator(BrokenAt(-1, None), index_and_seed, 2, workers=1, shuffle=False)
+    iterator.next()
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(worker.pid, number)
+    assert len(iterator.next()) == 2 and worker.is_alive()
+    iterator.finalize()
 
 
 DAMAGED = ValueError('image4.jpg: the image is damaged'), 'image4.jpg: the image is damaged'
