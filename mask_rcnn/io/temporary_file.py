@@ -57,13 +57,17 @@ def _locked_temporary(target: pathlib.Path) -> Iterator[tuple[BinaryIO, pathlib.
     try:
         yield file, temporary
     finally:
+        if not HAS_LOCKS:  # Windows removes closed files only
+            _close(file)
         with contextlib.suppress(OSError):
             if os.path.samestat(os.lstat(temporary), status):  # not that of another process, after the renaming
-                if not HAS_LOCKS:
-                    file.close()
                 temporary.unlink()
-        with contextlib.suppress(OSError):  # the disk is full; the block has raised this error
-            file.close()
+        _close(file)
+
+
+def _close(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # the disk is full; the block has raised this error
+        file.close()
 
 
 def _create_temporary(target: pathlib.Path) -> tuple[BinaryIO, pathlib.Path]:

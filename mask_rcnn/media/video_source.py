@@ -229,7 +229,7 @@ class VideoSource:
         for number in _numbers(1):
             if not _grab(capture):
                 break
-            now = time.monotonic()
+            now = time.perf_counter()
             begin = now if begin is None else begin
             seconds = now - begin
             if selection.is_after(seconds):
@@ -286,7 +286,7 @@ def _openable(path: Path, stack: contextlib.ExitStack) -> str:
         return name
     except UnicodeEncodeError:
         file = stack.enter_context(path.open('rb'))
-        return f'/proc/self/fd/{file.fileno()}'
+        return f'/dev/fd/{file.fileno()}'
 
 
 def _output_name(target: Path | int | str) -> Path:

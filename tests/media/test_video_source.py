@@ -153,7 +153,7 @@ class FakeCamera:
 )
 def test_frames_of_a_camera_by_the_clock(monkeypatch, options, expected):
     monkeypatch.setattr('mask_rcnn.media.video_source.cv2.VideoCapture', FakeCamera)
-    monkeypatch.setattr('mask_rcnn.media.video_source.time.monotonic', lambda: round(FakeCamera.clock, 3))
+    monkeypatch.setattr('mask_rcnn.media.video_source.time.perf_counter', lambda: round(FakeCamera.clock, 3))
     source = VideoSource(0, FrameSelection(**options))
     frames, error = read(source)
     assert source.is_live and source.n_frames is None and error is None
