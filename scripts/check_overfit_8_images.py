@@ -100,7 +100,7 @@ def write_subset(content: dict, ids: list[int], path: Path) -> None:
         'annotations': annotations,
         'categories': [category for category in content['categories'] if category['id'] in categories],
     }
-    path.write_text(json.dumps(subset))
+    path.write_text(json.dumps(subset), encoding='utf-8')
 
 
 if __name__ == '__main__':  # the processes that load images import this file again

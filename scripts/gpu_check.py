@@ -358,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f'\n{table(results)} in {time.monotonic() - started:.0f} s, logs in {args.out}')
     if args.json:
         content = {'gpu': args.gpu, 'date': time.strftime('%Y-%m-%d'), 'parts': [part.as_dict() for part in results]}
-        args.json.write_text(json.dumps(content, indent=1) + '\n')
+        args.json.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return 1 if count(results, FAILED) + count(results, TIMED_OUT) else 0
 
 

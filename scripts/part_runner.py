@@ -151,7 +151,7 @@ class PartRunner:
         log = self.out / f'{part.name.replace("/", "-")}.log'
         status = self._wait(part, command, log, min(part.seconds, left))
         seconds = time.monotonic() - started
-        text = log.read_text(errors='replace')
+        text = log.read_text(encoding='utf-8', errors='replace')
         return Result(part.name, _verdict(part, status, text), seconds, _figure(part, text), command, str(log))
 
     def _wait(self, part: Part, command: list[str], log: Path, seconds: float) -> int | None:

@@ -80,7 +80,7 @@ def run_training(words: Sequence[str]) -> int:
 
 def report(log: Path, goals: Mapping[str, float]) -> int:
     """Compare the metrics of the last evaluation in a log with the goals; see :func:`compare`."""
-    last = [entry for entry in json.loads(log.read_text()) if 'validation/bbox/AP' in entry][-1]
+    last = [entry for entry in json.loads(log.read_text(encoding='utf-8')) if 'validation/bbox/AP' in entry][-1]
     return compare({name: last[f'validation/{name}'] for name in goals}, goals)
 
 
