@@ -19,6 +19,7 @@ POSIX_CALLS = {
 #: Folders of POSIX systems, and the modules that may name files in them: they do without, where there are none.
 SYSTEM_FOLDERS = re.compile(r'/(?:dev|proc|sys|tmp|etc|usr|var|home)/')
 SYSTEM_FILES = {
+    'cli/doctor/findings.py',  # graphics cards on the PCI bus
     'datasets/inspection/machine.py',  # the memory limit of a container
     'io/atomic_file.py',  # /dev/stdout and open files
     'media/video_source.py',  # files whose name is not UTF-8
@@ -36,7 +37,7 @@ GUARDED = {
 def find_system_dependent(source):
     """Return ``line: construct`` for what works on one system only."""
     tree = ast.parse(source)
-    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    guarded = {id(node) for block in ast.walk(tree) if is_guard(block) for node in ast.walk(block)}
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = []
     for node in ast.walk(tree):
@@ -44,10 +45,18 @@ def find_system_dependent(source):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or '']
             found += [(node, name) for name in names if name in POSIX_MODULES | WINDOWS_MODULES]
         elif isinstance(node, ast.Call):
-            found += [(node, reason) for reason in describe_call(node)]
+            reasons = describe_call(node)
+            found += [(node, reason) for reason in reasons if reason not in POSIX_CALLS or id(node) not in guarded]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
             found += [(node, node.value)] if SYSTEM_FOLDERS.match(node.value) else []
     return [f'{node.lineno}: {reason}' for node, reason in found]
+
+
+def is_guard(node):
+    """Return whether a block has another way for systems that lack something."""
+    if isinstance(node, ast.If):
+        return re.search(r'\bos\.name\b|\bsys\.platform\b|\bhasattr\(', ast.unparse(node.test)) is not None
+    return isinstance(node, ast.Try)
 
 
 def describe_call(call):
@@ -86,6 +95,7 @@ def mode_of(call):
         ("Path(x).write_text(text, 'utf-8')\nread_text(path)", []),
         ('subprocess.run(x, text=True)', ['1: the output of a program as text without encoding']),
         ('os.fork()', ['1: os.fork']),
+        ("if os.name == 'posix':\n    os.killpg(1, 9)\nif x:\n    os.killpg(1, 9)", ['4: os.killpg']),
         ("os.path.join(folder, 'a/b')", ['1: os.path.join with a slash']),
         ("folder = '/tmp/x'", ['1: /tmp/x']),
         ('"""/tmp is a folder."""', []),

@@ -138,8 +138,8 @@ def has_nvidia_device(folder: Path = _PCI_DEVICES) -> bool:
     """Return whether Linux lists an NVIDIA GPU, with or without a driver."""
     for device in folder.glob('*'):
         with contextlib.suppress(OSError):
-            is_display = (device / 'class').read_text().startswith(_DISPLAY_CLASS)
-            if is_display and (device / 'vendor').read_text().strip() == _NVIDIA_VENDOR:
+            is_display = (device / 'class').read_text(encoding='ascii').startswith(_DISPLAY_CLASS)
+            if is_display and (device / 'vendor').read_text(encoding='ascii').strip() == _NVIDIA_VENDOR:
                 return True
     return False
 
