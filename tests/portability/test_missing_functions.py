@@ -43,7 +43,7 @@ def run_without(root, code, folder, *arguments):
     environment = subprocess_environment(root, PYTHONWARNINGS='ignore::EncodingWarning', PYTHONIOENCODING='cp1252')
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr.decode('cp1252')
-    return done.stdout.decode('cp1252').splitlines()
+    return done.stdout.decode('utf-8-sig').splitlines()
 
 
 def test_every_module_can_be_imported(root, tmp_path):
@@ -65,7 +65,7 @@ def test_training_with_worker_processes(root, tmp_path):
 
 @pytest.mark.slow
 def test_results_of_the_demo(root, tmp_path):
-    """The table is written to the standard output, whose encoding is that of Western Windows."""
+    """The table is UTF-8, whatever the encoding of the console."""
     lines = run_without(root, DEMO, tmp_path, root)
     assert lines[0].startswith('image,') and any(line.startswith('café.png,') for line in lines) and lines[-1] == '0'
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -26,6 +26,7 @@ SYSTEM_FILES = {
 }
 #: Uses of attributes that Windows lacks (mypy with ``--platform win32``), each behind a condition.
 GUARDED = {
+    'cli/doctor/children.py': {'SIGKILL', 'killpg'},
     'datasets/inspection/machine.py': {'sysconf'},
     'io/atomic_file.py': {'fchmod', 'fchown'},
     'io/cleaner.py': {'LOCK_EX', 'LOCK_NB', 'flock'},
