@@ -1,4 +1,4 @@
-"""Training in Python: the example of the README, and the same losses as ``train.py`` on the same data."""
+"""Training in Python: the example of docs/training.md, and the same losses as ``train.py`` on the same data."""
 
 import json
 import re
@@ -22,9 +22,9 @@ def without_curves(monkeypatch):
         monkeypatch.setattr(plots, name, lambda path, log: None)
 
 
-def test_the_example_of_the_readme(root, tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_page(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (root / 'README.md').read_text(encoding='utf-8')
+    text = (root / 'docs' / 'training.md').read_text(encoding='utf-8')
     (code,) = (block for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if 'mask_rcnn.train(' in block)
     for old, new in {'iterations=300': 'iterations=30', 'return 40': 'return 8'}.items():  # enough to see the loss fall
         assert old in code

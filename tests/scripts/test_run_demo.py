@@ -226,12 +226,12 @@ def test_scenes_replace_earlier_ones(run_demo, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ['mine.png', 'scene_1.png']
 
 
-def test_the_object_that_the_readmes_ask_for_is_in_the_scene(root, run_demo):
+def test_the_object_that_the_page_asks_for_is_in_the_scene(root, run_demo):
     expected = re.compile(r'inspect why output_scenes/scene_(\d+)\.png --box ([\d,]+) --class (\w+) ')
-    for readme in ('README.md', 'README_JP.md'):
-        number, box, name = expected.search((root / readme).read_text(encoding='utf-8')).groups()
-        x0, y0, x1, y1 = map(int, box.split(','))
-        scenes = RichShapesDataset(int(number), size=512, seed=run_demo.SCENE_SEED)
-        annotations = scenes[int(number) - 1].annotations
-        objects = zip(annotations.boxes.round().tolist(), annotations.labels, strict=True)
-        assert ([y0, x0, y1, x1], scenes.class_names.index(name)) in list(objects)
+    page = (root / 'docs' / 'inspect.md').read_text(encoding='utf-8')
+    number, box, name = expected.search(page).groups()
+    x0, y0, x1, y1 = map(int, box.split(','))
+    scenes = RichShapesDataset(int(number), size=512, seed=run_demo.SCENE_SEED)
+    annotations = scenes[int(number) - 1].annotations
+    objects = zip(annotations.boxes.round().tolist(), annotations.labels, strict=True)
+    assert ([y0, x0, y1, x1], scenes.class_names.index(name)) in list(objects)
