@@ -12,8 +12,8 @@ from mask_rcnn.config import DENA, DETECTRON, TORCHVISION
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.save import save
 from tests.conftest import ROOT
-from tests.support import markdown
 from tests.support.models import constant_model
+from tests.support.pages import read_blocks
 from tests.support.small_resnet import use_narrow_resnet
 
 BUNDLED = 'modelfiles/shapes_mobilenet_v1_fpn.npz'
@@ -21,8 +21,8 @@ BUNDLED = 'modelfiles/shapes_mobilenet_v1_fpn.npz'
 
 def code_blocks(name):
     """Return the Python blocks of a Markdown file, except the training, which tests/test_api.py runs."""
-    text = (ROOT / name).read_text(encoding='utf-8')
-    return [code for code in markdown.blocks(text, 'python') if 'mask_rcnn.train(' not in code]
+    blocks = [block.code for block in read_blocks(ROOT, name) if block.language == 'python']
+    return [code for code in blocks if 'mask_rcnn.train(' not in code]
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 
 from mask_rcnn.config import DENA, DETECTRON, PRESETS, Config, Dialect
 from tests.conftest import ROOT
-from tests.support import markdown
 from tests.support.commands import COMMAND_NAMES
+from tests.support.links import broken_links, links, prose
+from tests.support.pages import find_blocks
 
 READMES = ('README.md', 'README_JP.md')
 
@@ -34,16 +35,15 @@ def test_a_readme_is_short(name):
     assert [line for line in lines if len(line) > 140] == []
 
 
-def code_lines(text: str) -> list[str]:
-    """Return the commands and the code of a README without their comments."""
-    lines = [
-        line for language in ('sh', 'python') for code in markdown.blocks(text, language) for line in code.splitlines()
-    ]
+def code_lines(name: str) -> list[str]:
+    """Return the commands and the code of a README without their comments, and why blocks are not run."""
+    blocks = [block for block in find_blocks(read(name), name) if block.language in ('sh', 'python')]
+    lines = [line for block in blocks for line in [f'{block.language} {block.reason}', *block.code.splitlines()]]
     return [re.sub(r'\s+#.*', '', line) for line in lines]
 
 
 def test_both_readmes_contain_the_same_code():
-    english, japanese = (code_lines(read(name)) for name in READMES)
+    english, japanese = map(code_lines, READMES)
     assert english == japanese
     assert 'pip install .' in english and 'import mask_rcnn' in english
 
@@ -65,14 +65,14 @@ def structure(text: str) -> list[str]:
 def test_both_readmes_have_the_same_structure():
     english, japanese = map(read, READMES)
     assert structure(english) == structure(japanese)
-    assert markdown.links(english) == markdown.links(japanese)
+    assert links(english) == links(japanese)
     assert structure(english).count('## ') >= 6
 
 
 @pytest.mark.parametrize('name', READMES)
 def test_a_readme_contains_no_options(name):
     """Options are described by ``--help`` and in docs/commands.md; commands may use them."""
-    assert re.findall(r'--[a-z][\w-]*', re.sub(r'<!--.*?-->', '', markdown.prose(read(name)))) == []
+    assert re.findall(r'--[a-z][\w-]*', re.sub(r'<!--.*?-->', '', prose(read(name)))) == []
     assert not re.search(r'^\| `-', read(name), re.MULTILINE)
 
 
@@ -121,27 +121,27 @@ def test_broken_links_are_found(tmp_path):
         '# A page\n[a](other.md) [b](other.md#--flag-of-it-twice) [c](other.md#same-1) [d](#a-page) [e](https://x.y/z.md)\n'
         '`[code](none.md)` <!-- [comment](none.md) -->\n```text\n[block](none.md)\n# no heading\n```\n'
     )
-    assert markdown.links(page.read_text()) == ['other.md', 'other.md#--flag-of-it-twice', 'other.md#same-1', '#a-page']
-    assert markdown.broken_links(page, tmp_path / 'docs') == []
+    assert links(page.read_text()) == ['other.md', 'other.md#--flag-of-it-twice', 'other.md#same-1', '#a-page']
+    assert broken_links(page, tmp_path / 'docs') == []
     page.write_text(
         '# A page\n[a](none.md) [b](other.md#same-2) [c](#no-heading) [d](../outside.md) ![e](none.png "title")\n'
     )
     expected = ['none.md', 'other.md#same-2', '#no-heading', '../outside.md', 'none.png']
-    assert markdown.broken_links(page, tmp_path / 'docs') == expected
+    assert broken_links(page, tmp_path / 'docs') == expected
 
 
 @pytest.mark.parametrize('name', [*TEXTS, *PAGES])
 def test_every_link_leads_somewhere(name):
     """The links of a page lead to pages: the site contains nothing else."""
     root = ROOT / 'docs' if name.startswith('docs/') else ROOT
-    assert markdown.broken_links(ROOT / name, root) == []
+    assert broken_links(ROOT / name, root) == []
 
 
 def test_every_page_is_linked():
     linked = {
         (Path(name).parent / link.partition('#')[0]).as_posix()
         for name in [*READMES, *PAGES]
-        for link in markdown.links(read(name))
+        for link in links(read(name))
     }
     guides = {name for name in PAGES if not name.startswith('docs/api/')} - {'docs/STYLE.md'}
     assert guides - {re.sub(r'[\w-]+/\.\./', '', link) for link in linked} == set()

@@ -1,15 +1,9 @@
-"""Blocks, links and anchors of Markdown files."""
+"""Links and anchors of Markdown files; see :mod:`tests.support.pages` for their blocks."""
 
 import re
 from pathlib import Path
 
-#: A fenced block: the line ``<!-- not run: REASON -->`` before it, if there is one, its language and its content.
-_BLOCK = re.compile(r'^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """Return the contents of the fenced blocks of a language."""
-    return [code for _, name, code in _BLOCK.findall(text) if name == language]
+_BLOCK = re.compile(r'^ *```.*?^ *```$', re.MULTILINE | re.DOTALL)
 
 
 def prose(text: str) -> str:
@@ -24,16 +18,10 @@ def links(text: str) -> list[str]:
     return [target for target in targets if not re.match(r'[a-z]+:', target)]
 
 
-def headings(text: str) -> list[tuple[int, str]]:
-    """Return the level and the text of each heading."""
-    found = re.findall(r'^(#{1,6}) +(.+?) *#*$', _BLOCK.sub('', text), re.MULTILINE)
-    return [(len(marks), title) for marks, title in found]
-
-
 def anchors(text: str) -> set[str]:
     """Return the anchors of the headings by GitHub's rule, and those that the text sets itself."""
     found = set(re.findall(r'\b(?:id|name)="([^"]+)"', text))
-    for _, title in headings(text):
+    for title in re.findall(r'^#{1,6} +(.+?) *#*$', _BLOCK.sub('', text), re.MULTILINE):
         title = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', title)
         slug = re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-')
         number, anchor = 0, slug
