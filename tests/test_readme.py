@@ -1,12 +1,10 @@
 """The READMEs are short and agree with each other; what they and the pages in docs/ name and link to exists."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from mask_rcnn.config import DENA, DETECTRON, PRESETS, Config, Dialect
 from tests.conftest import ROOT
 from tests.support.commands import COMMAND_NAMES
 from tests.support.links import broken_links, links, prose
@@ -144,27 +142,6 @@ def test_every_page_is_linked():
     }
     guides = {name for name in PAGES if not name.startswith('docs/api/')} - {'docs/STYLE.md'}
     assert guides - {re.sub(r'[\w-]+/\.\./', '', link) for link in linked} == set()
-
-
-# Content
-
-
-def differing_fields(first: Config, second: Config) -> set[str]:
-    """Return the names of the fields of two configurations, and of their dialects' groups, with different values."""
-    names = {field.name for field in dataclasses.fields(Config)} - {'dialect'}
-    found = {name for name in names if getattr(first, name) != getattr(second, name)}
-    for group in {field.name for field in dataclasses.fields(Dialect)} - {'name'}:
-        a, b = getattr(first.dialect, group), getattr(second.dialect, group)
-        found |= {f'{group}.{f.name}' for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name)}
-    return found
-
-
-def test_the_table_of_the_old_port_names_every_field_that_differs():
-    text = read('docs/coming-from/old-chainer-port.md')
-    (rows,) = re.findall(r'^\|[^\n]*`Dialect`[^\n]*`Config`[^\n]*\|\n((?:\|[^\n]*\n)+)', text, re.MULTILINE)
-    named = {field for row in rows.splitlines() for field in re.findall(r'`([\w.]+)`', row.split('|')[4])}
-    config = PRESETS['resnet50'].in_dialect(DETECTRON)
-    assert named == differing_fields(config, config.in_dialect(DENA))
 
 
 def test_getcoco_is_executable(root):
