@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from mask_rcnn.cli import convert
+from mask_rcnn.config import DETECTRON2, TORCHVISION
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.inference.save import save
 from mask_rcnn.models import build
@@ -79,8 +80,12 @@ FILES = {
     'photos/b.jpg': lambda path: write_photo(path, 9),
     'clip.mp4': write_video,
     'model_final.pkl': lambda path: write_model(path, 'resnet50', 'detectron'),
-    'maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth': lambda path: write_model(path, 'resnet50_fpn', 'torchvision'),
-    'detectron2_model_final.pkl': lambda path: write_model(path, 'resnet50_fpn', 'detectron2'),
+    'maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth': lambda path: write_model(
+        path, 'resnet50_fpn', 'torchvision', dialect=TORCHVISION, norm='bn'
+    ),
+    'detectron2_model_final.pkl': lambda path: write_model(
+        path, 'resnet50_fpn', 'detectron2', dialect=DETECTRON2, norm='bn'
+    ),
 }
 
 
@@ -117,6 +122,8 @@ def script_of(blocks):
     for block in blocks:
         parts.append(f'echo {shlex.quote(f"@ {block}")} >&2')
         parts.append(f'{block.code.rstrip()} &\n_wait' if block.stays else block.code)
+    if any(block.stays for block in blocks):
+        parts.append('kill $(jobs -p)')  # the output ends when all of its writers do
     return '\n'.join(parts)
 
 
