@@ -231,7 +231,7 @@ def test_without_a_folder_every_process_compiles(load, tmp_path, monkeypatch, ca
 
 def test_a_user_without_home_gets_no_folder_named_tilde(load, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(numba.config, 'CACHE_DIR', '')
-    monkeypatch.setattr(kernel_cache._KernelFiles, '_locator_classes', kernel_cache._KernelFiles._locator_classes[2:])
+    monkeypatch.setattr(kernel_cache._KernelFiles, '_locator_classes', [kernel_cache._UserFolder])
     monkeypatch.setattr('os.path.expanduser', lambda path: path)  # as for an unknown user without $HOME
     monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
     monkeypatch.chdir(tmp_path)
