@@ -17,6 +17,7 @@ from golden_archive import ROOT, Pin, is_complete, read_pin, unpack
 
 from mask_rcnn.cli.command import UsageError, report_error
 from mask_rcnn.io.errors import OneLineError
+from mask_rcnn.io.wording import counted
 from mask_rcnn.weights import download
 
 #: Addresses of a repository on GitHub, as git writes them.
@@ -68,7 +69,7 @@ def fetch_golden(source: str | None, folder: Path, pin: Pin, **options: float) -
     finally:
         if is_address:  # a damaged archive is downloaded again
             archive.unlink(missing_ok=True)
-    print(f'{folder}: {n_files} files of {pin.name}')
+    print(f'{folder}: {counted(n_files, "file")} of {pin.name}')
     return 0
 
 

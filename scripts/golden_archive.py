@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from mask_rcnn.io.atomic_file import FileError, open_for_reading, open_for_writing
 from mask_rcnn.io.errors import BadFileError
+from mask_rcnn.io.wording import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The file that names the archive and the SHA-256 of its list.
@@ -187,10 +188,10 @@ def _check_archive(path: Path, archive: zipfile.ZipFile, sha256: str) -> dict[st
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
             raise BadFileError(path, f'{entry.filename} is not a plain file')
     if len(entries) > MAX_FILES:
-        raise BadFileError(path, f'contains {len(entries)} files, at most {MAX_FILES} are expected')
+        raise BadFileError(path, f'contains {counted(len(entries), "file")}, at most {MAX_FILES} are expected')
     n_bytes = sum(entry.file_size for entry in entries)
     if n_bytes > MAX_BYTES:
-        raise BadFileError(path, f'unpacks to {n_bytes} bytes, at most {MAX_BYTES} are expected')
+        raise BadFileError(path, f'unpacks to {counted(n_bytes, "byte")}, at most {MAX_BYTES} are expected')
     sizes = {entry.filename: entry.file_size for entry in entries}
     if not 0 < sizes.get(LIST, 0) <= _MAX_LIST_BYTES:
         raise BadFileError(path, f'contains no {LIST}; scripts/pack_golden.py writes one')

@@ -29,6 +29,14 @@ from tests.support.pages import read_blocks
 PAGES = ['README.md', *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').rglob('*.md'))]
 #: Reasons are short and start with one of these, so that "it does not work" is none.
 REASONS = ('needs ', 'takes ', 'installs ', 'other program', 'run by ', 'starts ', 'an example of ')
+#: Waits for the server.  Installers would change the environment of the tests.
+PRELUDE = """
+_wait() { for _ in $(seq 120); do curl -s -o /dev/null localhost:8000/ && return; sleep 0.5; done; false; }
+_refuse() { echo 'mark this block: <!-- not run: installs packages -->' >&2; false; }
+pip() { _refuse; }
+pipx() { _refuse; }
+uv() { _refuse; }
+"""
 #: Longest duration of a page in seconds.
 LIMIT = 900
 
@@ -145,11 +153,8 @@ def test_commands_run_as_written(page, checkout, files):
         'PYTHONPATH': str(ROOT),
         'OPENBLAS_NUM_THREADS': '1',
     }
-    prelude = (
-        '_wait() { for _ in $(seq 120); do curl -s -o /dev/null localhost:8000/ && return; sleep 0.5; done; false; }\n'
-    )
     process = subprocess.Popen(
-        ['bash', '-c', prelude + script_of(blocks)],
+        ['bash', '-c', PRELUDE + script_of(blocks)],
         cwd=checkout,
         env=environment,
         stdout=subprocess.PIPE,

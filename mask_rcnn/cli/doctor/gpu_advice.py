@@ -10,6 +10,7 @@ from typing import Any
 
 from mask_rcnn.cli.doctor.findings import Findings
 from mask_rcnn.cli.doctor.report import Advice, shorten
+from mask_rcnn.io.wording import counted
 
 #: The major version of CUDA -> the first driver of Linux that supports it.
 _DRIVERS = {12: '525', 13: '580'}
@@ -160,7 +161,9 @@ def _package_fault(findings: Findings) -> str | None:
     """Return the fault of CuPy's packages: several, or one for a CUDA that the driver or this program lacks."""
     packages, driver = _cupy_packages(findings), _driver_major(findings)
     if len(packages) > 1:
-        return f'{len(packages)} packages of CuPy are installed ({", ".join(packages)}): {_reinstall(findings)}'
+        return (
+            f'{counted(len(packages), "package")} of CuPy are installed ({", ".join(packages)}): {_reinstall(findings)}'
+        )
     if not packages:
         return None
     found = re.fullmatch(r'cupy-cuda(\d\d)\w+', packages[0])
@@ -240,5 +243,5 @@ def nccl_advice(findings: Findings) -> list[Advice]:
     reason, n_gpus = findings.error('nccl'), len(findings.facts('driver').get('gpus') or ())
     if reason is None or n_gpus < 2 or not cupy_works(findings):
         return []
-    fault = f'NCCL is not found ({reason}), and training on {n_gpus} GPUs needs it'
+    fault = f'NCCL is not found ({reason}), and training on {counted(n_gpus, "GPU")} needs it'
     return [Advice('warning', f'{fault}: {findings.install(_extra(findings))}')]
