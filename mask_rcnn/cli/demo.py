@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mask_rcnn.cli.command import UsageError, flag, parse_command_line
 from mask_rcnn.cli.demo_annotations import is_folder
@@ -28,7 +27,7 @@ from mask_rcnn.cli.processes import choose_shared_device, quiet_unless_main, run
 from mask_rcnn.config import VISUALIZE_SCORE_THRESHOLD
 from mask_rcnn.inference.predictor import default_batch_size
 from mask_rcnn.io.atomic_file import created_folders
-from mask_rcnn.io.console import progress_bar
+from mask_rcnn.io.console import ProgressBar, progress_bar
 from mask_rcnn.media.pipeline import OrderedWriter, ReadAhead
 from mask_rcnn.media.sources import Frame, Source
 from mask_rcnn.media.video_source import quiet_opencv
@@ -182,7 +181,7 @@ class _Run:
                     break
         return len({source for source, _ in self._failed})
 
-    def _count(self, job: Job, bar: tqdm, is_last: bool) -> None:
+    def _count(self, job: Job, bar: ProgressBar, is_last: bool) -> None:
         """Move the progress bar after an image or a frame of the last pass, or one that no other pass will read."""
         source = job.frame.source
         is_step = not source.is_video or job.frame.number > 0

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from mask_rcnn.datasets.annotation_values import id_order, read_id
 from mask_rcnn.datasets.coco_annotations import clean_ground_truth
@@ -24,6 +23,7 @@ from mask_rcnn.evaluation.quiet_pycocotools import COCO, COCOeval
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.inference.predictor import default_batch_size
 from mask_rcnn.io.atomic_file import FileError, open_for_writing
+from mask_rcnn.io.console import ProgressBar
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -331,7 +331,7 @@ def evaluate_model(
 
     is_main = comm is None or comm.rank == 0
     with cache_weights(), _share(comm, detect, len(indices), block=default_batch_size(model.device)) as results:
-        for image_id, image_results in tqdm(
+        for image_id, image_results in ProgressBar(
             results, desc='evaluating', unit='image', total=len(indices), disable=not (progress and is_main)
         ):
             evaluator.add_results(image_id, image_results)

@@ -14,6 +14,7 @@ import os
 import re
 import select
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -26,6 +27,17 @@ _UNPRINTABLE = re.compile(
 )
 #: Number of characters that are written at once: a full pipe that does not block loses more than a buffer.
 _CHUNK = 2048
+
+
+class ProgressBar(tqdm):
+    """A progress bar of this process.
+
+    tqdm's own lock also works between processes.  For such a lock, Python 3.14 starts a process, on which the end of a
+    notebook's kernel waits.
+    """
+
+
+ProgressBar.set_lock(threading.RLock())
 
 
 def escape(text: object) -> str:
@@ -228,7 +240,7 @@ def print_line(line: str, *, file: TextIO | None = None) -> None:
         file: The stream; ``None`` for the standard output.
     """
     stream = ConsoleStream.wrap(sys.stdout if file is None else file)
-    with tqdm.external_write_mode(file=stream):
+    with ProgressBar.external_write_mode(file=stream):
         stream.write(f'{escape(line)}\n')
         stream.flush()
 
@@ -255,7 +267,7 @@ def print_error(message: str) -> None:
     print_note(f'error: {message}')
 
 
-def progress_bar(total: int | None, *, unit: str) -> tqdm:
+def progress_bar(total: int | None, *, unit: str) -> ProgressBar:
     """Return a progress bar on the standard error, a context manager; it is disabled for a single step.
 
     Args:
@@ -263,4 +275,4 @@ def progress_bar(total: int | None, *, unit: str) -> tqdm:
         unit: The singular of the steps' name.
     """
     is_disabled = total is not None and total < 2
-    return tqdm(total=total, unit=unit, disable=is_disabled, file=ConsoleStream.wrap(sys.stderr))
+    return ProgressBar(total=total, unit=unit, disable=is_disabled, file=ConsoleStream.wrap(sys.stderr))

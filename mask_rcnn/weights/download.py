@@ -13,10 +13,8 @@ import urllib.parse
 import urllib.request
 from typing import Any, BinaryIO, TypeAlias
 
-from tqdm import tqdm
-
 from mask_rcnn.io.atomic_file import removing_empty_folder
-from mask_rcnn.io.console import ConsoleStream, print_error
+from mask_rcnn.io.console import ConsoleStream, ProgressBar, print_error
 from mask_rcnn.io.errors import OneLineError
 from mask_rcnn.io.wording import counted
 from mask_rcnn.weights.errors import to_printable_ascii
@@ -150,7 +148,8 @@ def _copy(response: _Response, file: BinaryIO, start: int, total: int, label: st
     count = 0
     stderr = ConsoleStream.wrap(sys.stderr)
     # `disable=None`: no bar if the standard error is not a terminal.
-    with tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None, file=stderr) as bar:
+    bar = ProgressBar(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None, file=stderr)
+    with bar:
         while start + count < total:
             try:
                 block = response.read(min(_BLOCK, total - start - count))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,17 @@ def test_a_line_interrupts_the_progress_bar(capsys, protected):
         bar.update(2)
     text = capsys.readouterr().err
     assert '\rerror: an error\n' in text and text.rstrip().split('\r')[-1].startswith('100%') and '3/3' in text
+
+
+def test_lines_and_bars_need_no_lock_between_processes():
+    """Python 3.14 starts a process for such a lock."""
+    code = (
+        'import sys; from mask_rcnn.io.console import print_line, progress_bar; print_line("a")\n'
+        'with progress_bar(3, unit="image") as bar: bar.update()\n'
+        'print("multiprocessing.synchronize" in sys.modules)'
+    )
+    out = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
+    assert out == 'a\nFalse\n'
 
 
 def test_a_single_step_has_no_progress_bar(capsys):
