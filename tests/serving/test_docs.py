@@ -21,7 +21,7 @@ def test_the_commands_of_curl(server, scene, text, tmp_path):
     if shutil.which('curl') is None:
         pytest.skip('no curl')
     (tmp_path / 'photo.jpg').write_bytes(scene)
-    commands = re.findall(r'^    (curl .*)$', text, re.MULTILINE)
+    commands = re.findall(r'^(curl .*)$', text, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
         command = command.replace('http://127.0.0.1:8000/', server.url).replace('curl ', 'curl --silent --fail ', 1)

@@ -47,7 +47,7 @@ class Row:
 def read_table(name: str) -> list[Row]:
     """Return the rows of the table of formats in a page."""
     text = (ROOT / name).read_text(encoding='utf-8').replace('、', ', ')
-    (table,) = re.findall(r'^(\|[^\n]*MindSpore[^\n]*\|\n\| ---[^\n]*\n(?:\|[^\n]*\n)+)', text, re.MULTILINE)
+    (table,) = re.findall(r'^(\| (?:network|ネットワーク) \|[^\n]*MindSpore[^\n]*\|\n\| ---[^\n]*\n(?:\|[^\n]*\n)+)', text, re.MULTILINE)
     head, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
     return [Row(row[0], dict(zip(head[1:], row[1:], strict=True))) for row in rows]
 
