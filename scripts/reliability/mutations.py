@@ -162,13 +162,13 @@ def change_value(content: Any, rng: random.Random, odd: tuple[Any, ...] = ODD_VA
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Change values of a JSON text; a text that is not JSON is mutated as bytes."""
+    """Change values of a JSON text; a text that is not JSON, or is nested too deeply, is mutated as bytes."""
     try:
-        content = json.loads(data)
+        content = json.loads(data)  # since Python 3.12, also what is nested too deeply to be copied
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            content = change_value(content, rng)
     except (ValueError, RecursionError):
         return flip_bits(data, rng)
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        content = change_value(content, rng)
     encoding = rng.choice(('utf-8', 'utf-8', 'utf-8', 'utf-8-sig', 'utf-16'))
     text = json.dumps(content).replace(f'"{_NESTED}"', '[' * 3000 + ']' * 3000)
     return text.encode(encoding)
