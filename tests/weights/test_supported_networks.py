@@ -47,9 +47,10 @@ class Row:
 def read_table(name: str) -> list[Row]:
     """Return the rows of the table of formats in a page."""
     text = (ROOT / name).read_text(encoding='utf-8').replace('、', ', ')
-    (table,) = re.findall(r'^(\| (?:network|ネットワーク) \|[^\n]*MindSpore[^\n]*\|\n\| ---[^\n]*\n(?:\|[^\n]*\n)+)', text, re.MULTILINE)
-    head, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
-    return [Row(row[0], dict(zip(head[1:], row[1:], strict=True))) for row in rows]
+    head = r'^\| (?:network|ネットワーク) \|[^\n]*MindSpore[^\n]*\|\n\| ---[^\n]*\n'
+    (table,) = re.findall(rf'({head}(?:\|[^\n]*\n)+)', text, re.MULTILINE)
+    titles, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
+    return [Row(row[0], dict(zip(titles[1:], row[1:], strict=True))) for row in rows]
 
 
 TABLE = read_table('docs/formats.md')
