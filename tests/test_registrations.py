@@ -6,8 +6,12 @@ import pytest
 
 import mask_rcnn
 from mask_rcnn.config import DETECTRON, DIALECTS, EXTRACTORS, PRESETS, Config, register_dialect
+from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
+from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.models import register_backbone
+from mask_rcnn.models.backbones import registry
 from mask_rcnn.models.layers import Backbone, ConvNorm
+from mask_rcnn.training.iterator import ExampleIterator
 from mask_rcnn.weights import WeightFileError, formats
 from mask_rcnn.weights.converters.mapping import ParamMapping
 from mask_rcnn.weights.exporters.inversion import invert_mappings
@@ -83,6 +87,16 @@ def test_names_are_plain_words(name):
         assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('name', [None, ['a'], 7])
+def test_names_are_text(name):
+    for register in (
+        lambda: register_backbone(name, lambda config: Thin()),
+        lambda: register_format(Format(name, 'a title', lambda contents: False, formats.read, 'x2c')),
+    ):
+        with pytest.raises(ValueError, match='^the name must consist of lower-case letters'):
+            register()
+
+
 def test_names_of_the_package_are_taken():
     with pytest.raises(ValueError, match="the dialect 'dena' is part of this package"):
         register_dialect(DETECTRON.replace(name='dena'))
@@ -90,6 +104,14 @@ def test_names_of_the_package_are_taken():
         register_backbone('resnet50', lambda config: Thin())
     with pytest.raises(ValueError, match="the format 'mindspore' is part of this package"):
         register_format(Format('mindspore', 'a title', lambda contents: True, formats.read, 'x2c'))
+
+
+def test_the_presets_of_the_package_are_not_replaced():
+    before = PRESETS['keypoint_resnet50_fpn']
+    with pytest.raises(ValueError, match="the preset 'keypoint_resnet50_fpn' is part of this package"):
+        register_backbone('keypoint_resnet50', lambda config: Thin())
+    assert PRESETS['keypoint_resnet50_fpn'] is before
+    assert 'keypoint_resnet50_fpn' not in EXTRACTORS and 'keypoint_resnet50' not in registry._registered
 
 
 # Backbones
@@ -123,6 +145,21 @@ def test_a_backbone_with_other_strides():
     register_backbone('thin', lambda config: Thin(strides=(2, 4, 8, 16)))
     with pytest.raises(ValueError, match=r'thin have the strides \(2, 4, 8, 16\); a feature pyramid needs \(4, 8, 16'):
         mask_rcnn.build('thin_fpn', **SMALL)
+
+
+def test_a_function_that_returns_no_backbone():
+    register_backbone('thin', lambda config: None)
+    with pytest.raises(TypeError, match='^the function of the backbone thin must return a Backbone, not NoneType$'):
+        mask_rcnn.build('thin_fpn', **SMALL)
+
+
+def test_worker_processes_know_a_registered_backbone():
+    """They do not run the cell of the notebook that registers it."""
+    register_backbone('thin', lambda config: Thin())
+    transform = TrainingTransform(Config(extractor='thin_fpn', min_size=32, max_size=32))
+    iterator = ExampleIterator(ShapesDataset(2, size=32), transform, 1, workers=1)
+    assert iterator.next()[0].x.shape == (3, 32, 32)
+    iterator.finalize()
 
 
 def test_the_suffix_of_the_pyramid_is_not_part_of_the_name():

@@ -443,9 +443,10 @@ def register_dialect(dialect: Dialect) -> None:
         dialect: The dialect.  It replaces a registered dialect of the same name.
 
     Raises:
-        ValueError: The name is that of a dialect of this package, or not lower-case letters, digits and underscores.
+        ValueError: The name is that of a dialect of this package, or not a letter that lower-case letters, digits,
+            underscores and hyphens follow.
     """
+    fields.check_new_name(dialect.name)
     if dialect.name in _BUILT_IN:
         raise ValueError(f'the dialect {dialect.name!r} is part of this package; choose another name')
-    fields.check_new_name(dialect.name)
     DIALECTS[dialect.name] = dialect

@@ -79,7 +79,7 @@ def check_new_name(name: Any) -> None:
     """Check the name of a registered backbone, dialect or format, which files store and commands take.
 
     Raises:
-        ValueError: The name does not consist of lower-case letters, digits, underscores and hyphens.
+        ValueError: The name is not a letter that lower-case letters, digits, underscores and hyphens follow.
     """
     if not isinstance(name, str) or not re.fullmatch('[a-z][a-z0-9_-]*', name):
         raise ValueError(

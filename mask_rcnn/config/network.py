@@ -358,6 +358,10 @@ PRESETS = {
 }
 
 
+#: Names of the extractors and presets of this package, which cannot be registered again.
+_BUILT_IN = frozenset([*EXTRACTORS, *PRESETS])
+
+
 def register_extractor(extractor: str) -> None:
     """Add an extractor with a feature pyramid, and a preset of its name with Detectron's settings.
 
@@ -365,7 +369,17 @@ def register_extractor(extractor: str) -> None:
 
     Args:
         extractor: The name, such as ``'plain_fpn'``.
+
+    Raises:
+        ValueError: The name is that of an extractor or a preset of this package.
     """
+    if extractor in _BUILT_IN:
+        raise ValueError(f'the preset {extractor!r} is part of this package; choose another name')
     if extractor not in EXTRACTORS:
         EXTRACTORS.append(extractor)
     PRESETS[extractor] = _RESNET50_FPN.replace(extractor=extractor)
+
+
+def registered_extractors() -> list[str]:
+    """Return the names that :func:`register_extractor` has added, for another process."""
+    return [name for name in EXTRACTORS if name not in _BUILT_IN]

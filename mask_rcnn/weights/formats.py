@@ -396,12 +396,12 @@ def register_format(format: Format) -> None:
         format: The format.  It replaces a registered format of the same name.
 
     Raises:
-        ValueError: The name is that of a format of this package, or not lower-case letters, digits, underscores and
-            hyphens; or the format has no suffix.
+        ValueError: The name is that of a format of this package, or not a letter that lower-case letters, digits,
+            underscores and hyphens follow; or the format has no suffix.
     """
+    fields.check_new_name(format.name)
     if any(format.name == other.name for other in FORMATS):
         raise ValueError(f'the format {format.name!r} is part of this package; choose another name')
-    fields.check_new_name(format.name)
     if not format.suffix:
         raise ValueError(f'the format {format.name!r} needs a suffix for the names of converted files, such as zoo2c')
     _registered[:] = [format, *(other for other in _registered if other.name != format.name)]

@@ -46,16 +46,16 @@ def register_backbone(name: str, make: _Make) -> None:
         make: Returns the backbone of a configuration with random weights.  Its outputs have the strides 4, 8, 16, 32.
 
     Raises:
-        ValueError: The name is that of a backbone of this package, ends with ``_fpn``, or is not lower-case letters,
-            digits, underscores and hyphens.
+        ValueError: The name or ``NAME_fpn`` is that of a backbone or a preset of this package; or the name ends with
+            ``_fpn``, or is not a letter that lower-case letters, digits, underscores and hyphens follow.
     """
+    fields.check_new_name(name)
     if name in _BUILT_IN:
         raise ValueError(f'the backbone {name!r} is part of this package; choose another name')
-    fields.check_new_name(name)
     if name.endswith('_fpn'):
         raise ValueError(f'the name of the backbone must not end with _fpn, as {name!r} does: it is added to the name')
-    _registered[name] = make
     register_extractor(f'{name}_fpn')
+    _registered[name] = make
 
 
 def make_backbone(config: Config) -> Backbone:
@@ -63,8 +63,13 @@ def make_backbone(config: Config) -> Backbone:
 
     Raises:
         ValueError: A registered backbone does not have the strides of a feature pyramid.
+        TypeError: The function of a registered backbone does not return one.
     """
     backbone = {**_registered, **_BUILT_IN}[config.backbone](config)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f'the function of the backbone {config.backbone} must return a Backbone, not {type(backbone).__name__}'
+        )
     if config.has_fpn and tuple(backbone.strides) != FPN_STRIDES[:-1]:
         raise ValueError(
             f'the outputs of the backbone {config.backbone} have the strides {tuple(backbone.strides)}; '
