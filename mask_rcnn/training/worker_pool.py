@@ -20,6 +20,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import cv2
 
+from mask_rcnn.config.network import register_extractor, registered_extractors
 from mask_rcnn.datasets.example import Example, ExampleDataset, TrainingExample
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.errors import OneLineError
@@ -130,7 +131,8 @@ class WorkerPool:
 def _start_worker() -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context('spawn')
     parent_end, worker_end = context.Pipe()
-    process = context.Process(target=_worker_main, args=(worker_end,), name='mask_rcnn examples', daemon=True)
+    arguments = worker_end, registered_extractors()
+    process = context.Process(target=_worker_main, args=arguments, name='mask_rcnn examples', daemon=True)
     process.start()
     worker_end.close()
     return process, parent_end
@@ -206,11 +208,19 @@ def _stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _worker_main(connection: Connection) -> None:
-    """Make examples until the parent closes its end of the pipe or ends."""
+def _worker_main(connection: Connection, extractors: list[str]) -> None:
+    """Make examples until the parent closes its end of the pipe or ends.
+
+    Args:
+        connection: The worker's end of the pipe.
+        extractors: The registered extractors, one of which may be that of the pickled configuration.  A worker does not
+            run the cells of a notebook or the guarded part of a script, which register them.
+    """
     for number in STOP_SIGNALS:  # for platforms that cannot block signals, such as Windows
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)  # the workers share the processors
+    for extractor in extractors:
+        register_extractor(extractor)
     with contextlib.suppress(EOFError, OSError):
         make = connection.recv()
         while True:
