@@ -8,12 +8,13 @@ resumed, every file is checked against its SHA-256, and the tests find the folde
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from golden_archive import ROOT, Pin, is_complete, read_pin, unpack
+from golden_archive import ROOT, Pin, check_replaceable, is_complete, read_pin, unpack
 
 from mask_rcnn.cli.command import UsageError, report_error
 from mask_rcnn.io.errors import OneLineError
@@ -60,6 +61,8 @@ def fetch_golden(source: str | None, folder: Path, pin: Pin, **options: float) -
     if is_complete(folder, pin.sha256):
         print(f'{folder}: {pin.name} is complete')
         return 0
+    folder = Path(os.path.realpath(folder))  # "." has no name that the archive beside it could have
+    check_replaceable(folder)
     is_address = source is None or '://' in source
     archive = folder.with_name(f'{folder.name}-{pin.sha256[:16]}.zip') if is_address else Path(str(source))
     if is_address:

@@ -113,8 +113,7 @@ def unpack(path: Path, folder: Path, sha256: str) -> int:
             limits; or the folder was not written by this function.
         FileError: A file cannot be read or written.
     """
-    if folder.exists() and not (folder / LIST).is_file():
-        raise BadFileError(folder, f'exists and has no {LIST}; move it away, or choose another folder')
+    check_replaceable(folder)
     temporary = folder.with_name(f'{folder.name}.part')
     try:
         with open_for_reading(path) as (file, _), zipfile.ZipFile(file) as archive:
@@ -135,6 +134,23 @@ def unpack(path: Path, folder: Path, sha256: str) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return len(digests)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a folder does not exist or contains the files of an archive only, of this or an earlier version.
+
+    Raises:
+        BadFileError: The folder has no list, or contains files that are not in it: those of another program.
+        FileError: The list cannot be read.
+    """
+    if not folder.exists():
+        return
+    advice = 'move it away, or choose another folder'
+    if folder.is_symlink() or not (folder / LIST).is_file():
+        raise BadFileError(folder, f'exists and has no {LIST}; {advice}')
+    unlisted = set(_names_in(folder)) - _parse_list(folder / LIST, _read(folder / LIST)).keys()
+    if unlisted:
+        raise BadFileError(folder, f'contains {min(unlisted)}, which is not in its {LIST}; {advice}')
 
 
 def is_complete(folder: Path, sha256: str) -> bool:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -178,7 +179,15 @@ def test_a_folder_is_replaced_only_if_it_was_unpacked(golden_archive, packed, tm
     (tmp_path / 'new' / 'thesis.txt').write_bytes(b'x')
     with pytest.raises(BadFileError, match='new: exists and has no SHA256SUMS'):
         golden_archive.unpack(path, tmp_path / 'new', digest)
-    (tmp_path / 'new' / 'SHA256SUMS').write_bytes(b'of an earlier archive')
+    earlier = sha256(b'x').encode()
+    (tmp_path / 'new' / 'SHA256SUMS').write_bytes(earlier + b'  old/case.npz\n')
+    with pytest.raises(BadFileError, match=r'new: contains thesis\.txt, which is not in its SHA256SUMS'):
+        golden_archive.unpack(path, tmp_path / 'new', digest)
+    assert (tmp_path / 'new' / 'thesis.txt').read_bytes() == b'x'
+    (tmp_path / 'new' / 'thesis.txt').unlink()
+    for name in ('old/case.npz', 'old/__pycache__/script.pyc'):  # the tests run scripts of the archive
+        (tmp_path / 'new' / name).parent.mkdir()
+        (tmp_path / 'new' / name).write_bytes(b'x')
     golden_archive.unpack(path, tmp_path / 'new', digest)
     assert sorted(contents(tmp_path / 'new')) == sorted([*FILES, 'SHA256SUMS'])
     (tmp_path / 'file').write_bytes(b'')
@@ -274,6 +283,17 @@ def test_a_wrong_download_is_removed(golden_archive, fetch_golden, server, packe
     with pytest.raises(BadFileError):
         fetch_golden.fetch_golden(server.url, tmp_path / 'new' / '.golden', pin, pause=0)
     assert os.listdir(tmp_path / 'new') == []
+
+
+def test_nothing_is_downloaded_for_a_folder_of_something_else(
+    golden_archive, fetch_golden, server, packed, tmp_path, monkeypatch
+):
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'thesis.txt').write_bytes(b'x')
+    monkeypatch.chdir(tmp_path / 'work')
+    with pytest.raises(BadFileError, match='work: exists and has no SHA256SUMS'):
+        fetch_golden.fetch_golden(server.url, Path(), golden_archive.Pin('golden-1', packed[1]))
+    assert server.starts == [] and os.listdir() == ['thesis.txt']
 
 
 def test_a_downloaded_file_is_unpacked_and_kept(fetch_golden, packed, tmp_path, capsys):
