@@ -32,34 +32,23 @@ _MAX_CHOICES = 50
 
 def commands_page() -> str:
     """Return the text of the page."""
-    parsers = dict(find_parsers())
-    rows = [(f'[`{name}`](#{_slug(name)})', to_markdown(summary)) for name, summary in _summaries()]
-    sections = [_section(name, parser) for name, parser in parsers.items()]
+    commands = list(_find_commands())
+    rows = [(f'[`{parser.prog}`](#{_slug(parser.prog)})', to_markdown(summary)) for parser, summary in commands]
+    sections = [_section(parser.prog, parser) for parser, _ in commands]
     return '\n'.join([_HEAD, table(('command', 'purpose'), rows), *sections])
 
 
-def find_parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Yield the name and the parser of each command; commands with subcommands are followed by these."""
-    for command in cli.COMMANDS:
-        parser = ArgumentParser(prog=f'mask-rcnn {command}')
-        importlib.import_module(f'mask_rcnn.cli.{command}').configure(parser)
-        subcommands = _subcommands(parser)
-        if subcommands is None:
-            yield parser.prog, parser
-        else:
-            yield from ((child.prog, child) for child in subcommands.choices.values())
-
-
-def _summaries() -> Iterator[tuple[str, str]]:
-    """Yield the name and the summary of each command and subcommand."""
+def _find_commands() -> Iterator[tuple[argparse.ArgumentParser, str]]:
+    """Yield the parser and the summary of each command; subcommands take the place of a command that has them."""
     for command, summary in cli.COMMANDS.items():
         parser = ArgumentParser(prog=f'mask-rcnn {command}')
         importlib.import_module(f'mask_rcnn.cli.{command}').configure(parser)
         subcommands = _subcommands(parser)
         if subcommands is None:
-            yield parser.prog, summary
+            yield parser, summary
         else:
-            yield from ((f'{parser.prog} {action.dest}', action.help or '') for action in subcommands._choices_actions)
+            for action in subcommands._choices_actions:
+                yield subcommands.choices[action.dest], action.help or ''
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction | None:
@@ -111,9 +100,10 @@ def _value(action: argparse.Action) -> str:
     if action.nargs == 0:
         return ''
     name = action.metavar
-    if name is None:
-        name = _choices(action) if action.choices and not _has_many_choices(action) else 'NAME'
-        name = action.dest.upper() if not action.choices else name
+    if name is None and not action.choices:
+        name = action.dest.upper()
+    elif name is None:
+        name = 'NAME' if _has_many_choices(action) else _choices(action)
     if isinstance(name, tuple):
         return ' '.join(name)
     return {'+': f'{name} ...', '*': f'[{name} ...]', '?': f'[{name}]'}.get(str(action.nargs), name)
