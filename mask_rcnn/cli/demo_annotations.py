@@ -12,7 +12,7 @@ from mask_rcnn.cli.command import UsageError
 from mask_rcnn.datasets.coco_keypoints import COCO_KEYPOINT_NAMES
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.io.atomic_file import open_for_writing
-from mask_rcnn.io.paths import common_folder, relative_name
+from mask_rcnn.io.paths import deepest_folder, relative_name
 from mask_rcnn.media.pending_file import PendingFile
 
 #: labelme compares the major version with its own and reads all fields of older files.
@@ -48,7 +48,7 @@ class COCOWriter:
     def __init__(self, path: Path, images: Sequence[Path]):
         self.paths = [path]
         self._file = PendingFile(path)
-        self._folder = common_folder([image.parent for image in images]) if images else None
+        self._folder = deepest_folder([image.parent for image in images]) if images else None
         self._images: list[bytes] = []
         self._n_annotations = 0
         self._categories: dict[int, dict[str, Any]] = {}

@@ -17,7 +17,7 @@ def relative_name(path: str | os.PathLike, folder: str | os.PathLike) -> str:
     return Path(relative).as_posix()
 
 
-def common_folder(folders: Sequence[str | os.PathLike]) -> str | None:
+def deepest_folder(folders: Sequence[str | os.PathLike]) -> str | None:
     """Return the absolute path of the deepest folder that contains all folders; ``None`` for several drives.
 
     Args:

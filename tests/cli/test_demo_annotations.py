@@ -44,7 +44,7 @@ def test_the_dataset_can_be_used_for_training(photos, tmp_path, capsys):
 
 
 def test_images_on_several_drives_of_windows_have_absolute_names(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr('mask_rcnn.cli.demo_annotations.common_folder', lambda folders: None)
+    monkeypatch.setattr('mask_rcnn.cli.demo_annotations.deepest_folder', lambda folders: None)
     assert call('--image', *photos, '--annotations', 'found.json') == 0
     images = json.loads((tmp_path / 'found.json').read_text())['images']
     assert [image['file_name'] for image in images] == [(tmp_path / photo).as_posix() for photo in photos]

@@ -33,14 +33,14 @@ def test_names_on_windows(windows, path, folder, name):
 
 
 def test_no_folder_contains_two_drives(windows):
-    assert paths.common_folder(['C:\\data\\a', 'C:\\data\\b\\c']) == 'C:\\data'
-    assert paths.common_folder(['C:\\data', 'D:\\data']) is None
+    assert paths.deepest_folder(['C:\\data\\a', 'C:\\data\\b\\c']) == 'C:\\data'
+    assert paths.deepest_folder(['C:\\data', 'D:\\data']) is None
 
 
 def test_names_and_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert paths.relative_name(tmp_path / 'a' / 'b.jpg', 'c') == '../a/b.jpg'
-    assert paths.common_folder(['a', tmp_path / 'b']) == os.fspath(tmp_path)
+    assert paths.deepest_folder(['a', tmp_path / 'b']) == os.fspath(tmp_path)
 
 
 def test_spellings_of_one_file():

@@ -20,8 +20,7 @@ from mask_rcnn.io.atomic_file import (
     open_for_writing,
     removing_empty_folder,
 )
-from mask_rcnn.io.paths import common_folder as deepest_folder
-from mask_rcnn.io.paths import relative_name
+from mask_rcnn.io.paths import deepest_folder, relative_name
 from mask_rcnn.preprocessing.image_io import ImageFileError
 
 
