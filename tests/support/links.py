@@ -47,8 +47,7 @@ def broken_links(page: Path, root: Path) -> list[str]:
             broken.append(link)
         elif anchor and target.suffix == '.md':
             text = target.read_text(encoding='utf-8')
-            if not re.search('^::: ', text, re.MULTILINE) and anchor not in anchors(
-                text
-            ):  # ":::" adds anchors of names
+            has_names = re.search('^::: ', text, re.MULTILINE)  # the site adds anchors of the names
+            if not has_names and anchor not in anchors(text):
                 broken.append(link)
     return broken
