@@ -98,7 +98,7 @@ def export_model(model: MaskRCNN) -> onnx.ModelProto:
 def _check_parts(model: MaskRCNN) -> None:
     """Refuse a backbone or a head of a user's class, whose forward pass the graph would not repeat."""
     extractor: Any = model.extractor
-    parts = {'backbone': extractor.body if isinstance(extractor, FPN) else extractor}
+    parts = {'backbone': extractor.body if type(extractor) is FPN else extractor}
     parts |= {str(child.name).replace('_', ' '): child for child in model.children() if child is not extractor}
     for name, link in parts.items():
         if type(link) not in _PARTS:

@@ -11,6 +11,7 @@ pytest.importorskip('onnxruntime')
 
 import mask_rcnn
 from mask_rcnn.config import DENA, DETECTRON2, DIALECTS, MATTERPORT, Config
+from mask_rcnn.models import FPN
 from mask_rcnn.onnx_export import export
 from tests.support.models import VERY_NARROW, shallow_model, small_model
 from tests.support.onnx_detections import compare_detections, run_detections
@@ -170,6 +171,14 @@ def test_weights_are_stored_once_and_files_are_equal():
     n_bytes = sum(parameter.array.nbytes for parameter in model.params())
     contents = [export.serialize(export.export_model(model)) for _ in range(2)]
     assert contents[0] == contents[1] and len(contents[0]) < 1.1 * n_bytes + 500_000
+
+
+def test_a_pyramid_of_a_user_is_refused():
+    """The graph would contain the forward pass of FPN instead."""
+    model = mobilenet()
+    model.extractor.__class__ = type('OtherPyramid', (FPN,), {})
+    with pytest.raises(export.UnknownLayersError, match='^its backbone is a OtherPyramid; only networks of the parts'):
+        export.export_model(model)
 
 
 def test_a_network_of_more_than_two_gigabytes_is_refused(monkeypatch):
