@@ -35,8 +35,18 @@ GUARDED = {
 }
 
 
+#: What a construct that is found contains; parsing the other files would take seconds.
+SUSPICIOUS = re.compile(
+    rf'\b(?:{"|".join(sorted(POSIX_MODULES | WINDOWS_MODULES))})\b|{"|".join(map(re.escape, sorted(POSIX_CALLS)))}'
+    rf'|\bopen\(|(?:read|write)_text\(|text=|universal_newlines|os\.path\.join|multiprocessing'
+    rf'|{SYSTEM_FOLDERS.pattern}'
+)
+
+
 def find_system_dependent(source):
     """Return ``line: construct`` for what works on one system only."""
+    if not SUSPICIOUS.search(source):
+        return []
     tree = ast.parse(source)
     guarded = {id(node) for block in ast.walk(tree) if is_guard(block) for node in ast.walk(block)}
     documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
