@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from tests.support.pages import read_blocks
 PAGES = ['README.md', *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').rglob('*.md'))]
 #: Reasons are short and start with one of these, so that "it does not work" is none.
 REASONS = ('needs ', 'takes ', 'installs ', 'other program', 'run by ', 'starts ', 'an example of ')
+#: The default of ``mask-rcnn serve``, to which the commands on the pages connect.
+PORT = 8000
 #: Waits for the server.  Installers would change the environment of the tests.
 PRELUDE = """
 _wait() { for _ in $(seq 120); do curl -s -o /dev/null localhost:8000/ && return; sleep 0.5; done; false; }
@@ -124,6 +127,11 @@ def checkout(tmp_path):
     return folder
 
 
+def is_port_taken():
+    with socket.socket() as client:
+        return client.connect_ex(('127.0.0.1', PORT)) == 0
+
+
 def script_of(blocks):
     """Return one shell script: each block first prints its place, and servers run in the background."""
     parts = ['set -euo pipefail']
@@ -141,6 +149,8 @@ def test_commands_run_as_written(page, checkout, files):
     blocks = [block for block in shell_blocks(page) if block.reason is None]
     if not blocks:
         pytest.skip('each block states why it is not run')
+    if any(block.stays for block in blocks) and is_port_taken():
+        pytest.skip(f'another program has the port {PORT}, that of the server on the pages')
     code = ''.join(block.code for block in blocks)
     for name in FILES:
         if name.split('/')[0] in code:
