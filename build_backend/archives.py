@@ -25,9 +25,31 @@ def write_wheel(path: Path, files: dict[str, bytes]) -> None:
     """
     (metadata,) = {name.split('/')[0] for name in files if name.split('/')[0].endswith('.dist-info')}
     record = f'{metadata}/RECORD'
-    lines = [f'{name},sha256={_digest(content)},{len(content)}\n' for name, content in sorted(files.items())]
-    files = {**files, record: ''.join([*lines, f'{record},,\n']).encode()}
+    files = {**files, record: _record(files, record)}
     _write_zip(path, {name: files[name] for name in sorted(files, key=lambda name: (metadata in name, name))})
+
+
+def is_intact(path: Path, expected: dict[str, bytes]) -> bool:
+    """Return whether a wheel that :func:`write_wheel` has written is complete and unchanged.
+
+    Args:
+        path: The file, which may be missing.
+        expected: Path in the wheel -> content, for some of its files; one of them is in the folder ``.dist-info``.
+    """
+    (metadata,) = {name.split('/')[0] for name in expected if name.split('/')[0].endswith('.dist-info')}
+    record = f'{metadata}/RECORD'
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            files = {name: wheel.read(name) for name in wheel.namelist()}
+    except Exception:  # damage raises errors of many types
+        return False
+    return files.pop(record, None) == _record(files, record) and expected.items() <= files.items()
+
+
+def _record(files: dict[str, bytes], name: str) -> bytes:
+    """Return the file ``RECORD``, whose path is given, of the other files of a wheel."""
+    lines = [f'{name},sha256={_digest(content)},{len(content)}\n' for name, content in sorted(files.items())]
+    return ''.join([*lines, f'{name},,\n']).encode()
 
 
 def normalise_wheel(path: Path) -> None:

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import platformdirs
-from archives import write_wheel
+from archives import is_intact, write_wheel
 
 
 class BuildError(Exception):
@@ -89,7 +89,7 @@ def cache_folder() -> Path:
 
 
 def make_wheels(folder: Path) -> dict[str, Path]:
-    """Make the wheels that a folder does not contain yet.
+    """Make the wheels that a folder does not contain, or only with damage or of an earlier version of this module.
 
     Args:
         folder: The folder, which is created if it is missing.
@@ -101,11 +101,13 @@ def make_wheels(folder: Path) -> dict[str, Path]:
         BuildError: An archive cannot be downloaded, or the folder cannot be written.
     """
     wheels = {archive.requirement: folder / archive.wheel for archive in ARCHIVES}
-    missing = [archive for archive in ARCHIVES if not wheels[archive.requirement].exists()]
+    missing = [archive for archive in ARCHIVES if not is_intact(wheels[archive.requirement], _metadata_files(archive))]
+    if not missing:  # the folder need not be writable
+        return wheels
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            sources = _download(missing, Path(temporary)) if missing else {}
+            sources = _download(missing, Path(temporary))
             for archive in missing:
                 unfinished = Path(temporary) / archive.wheel
                 write_wheel(unfinished, wheel_files(archive, sources[archive.name]))
@@ -163,8 +165,7 @@ def wheel_files(archive: SourceArchive, path: Path) -> dict[str, bytes]:
     Returns:
         Path in the wheel -> content, without ``RECORD``.
     """
-    root = f'{archive.name}-{archive.version}'
-    metadata_folder, files = f'{root}.dist-info', {}
+    root, files = f'{archive.name}-{archive.version}', {}
     with tarfile.open(path) as source:
         for member in source:
             inner, file = member.name.removeprefix(f'{root}/'), source.extractfile(member) if member.isfile() else None
@@ -173,15 +174,12 @@ def wheel_files(archive: SourceArchive, path: Path) -> dict[str, bytes]:
             if inner.split('/')[0] in archive.packages and inner.endswith(('.py', '.pyi', '/py.typed')):
                 files[inner] = file.read()
             elif inner == 'LICENSE':
-                files[f'{metadata_folder}/licenses/LICENSE'] = file.read()
-    files[f'{metadata_folder}/METADATA'] = _metadata(archive)
-    files[f'{metadata_folder}/WHEEL'] = (
-        b'Wheel-Version: 1.0\nGenerator: mask-rcnn-chainer\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
-    )
-    return files
+                files[f'{root}.dist-info/licenses/LICENSE'] = file.read()
+    return {**files, **_metadata_files(archive)}
 
 
-def _metadata(archive: SourceArchive) -> bytes:
+def _metadata_files(archive: SourceArchive) -> dict[str, bytes]:
+    """Return the files of a wheel that describe it."""
     fields = [
         ('Metadata-Version', '2.1'),
         ('Name', archive.name),
@@ -191,7 +189,13 @@ def _metadata(archive: SourceArchive) -> bytes:
         ('License', 'MIT'),
         *(('Requires-Dist', requirement) for requirement in archive.requirements),
     ]
-    return ''.join(f'{name}: {value}\n' for name, value in fields).encode()
+    folder = f'{archive.name}-{archive.version}.dist-info'
+    return {
+        f'{folder}/METADATA': ''.join(f'{name}: {value}\n' for name, value in fields).encode(),
+        f'{folder}/WHEEL': (
+            b'Wheel-Version: 1.0\nGenerator: mask-rcnn-chainer\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
+        ),
+    }
 
 
 if __name__ == '__main__':

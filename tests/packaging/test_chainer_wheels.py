@@ -92,6 +92,38 @@ def test_pip_checks_the_hash_and_downloads_once(chainer_wheels, archive, downloa
     assert [path.name for path in (tmp_path / 'wheels').iterdir()] == ['small-1.2-py3-none-any.whl']
 
 
+@pytest.mark.parametrize('damage', ['truncated', 'empty', 'other file', 'other content', 'other version'])
+def test_a_damaged_wheel_is_made_again(chainer_wheels, archive, downloads, damage, monkeypatch, tmp_path):
+    (wheel,) = chainer_wheels.make_wheels(tmp_path / 'wheels').values()
+    good = wheel.read_bytes()
+    if damage == 'truncated':
+        wheel.write_bytes(good[:-100])
+    elif damage == 'empty':
+        wheel.write_bytes(b'')
+    elif damage == 'other version':  # of this project, which writes other metadata
+        monkeypatch.setattr(chainer_wheels, 'ARCHIVES', (dataclasses.replace(archive, requirements=('numpy>=2',)),))
+    else:
+        with zipfile.ZipFile(wheel) as source:
+            files = {name: source.read(name) for name in source.namelist()}
+        files['small/__init__.py' if damage == 'other content' else 'small/more.py'] = b'x = 2\n'
+        with zipfile.ZipFile(wheel, 'w') as target:
+            for name, content in files.items():
+                target.writestr(name, content)
+    chainer_wheels.make_wheels(tmp_path / 'wheels')
+    assert len(downloads) == 2
+    assert (wheel.read_bytes() == good) == (damage != 'other version')
+
+
+def test_a_folder_that_contains_the_wheels_need_not_be_writable(chainer_wheels, downloads, monkeypatch, tmp_path):
+    made = chainer_wheels.make_wheels(tmp_path / 'wheels')
+
+    def refuse(**options):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(chainer_wheels.tempfile, 'TemporaryDirectory', refuse)
+    assert chainer_wheels.make_wheels(tmp_path / 'wheels') == made
+
+
 def test_the_requirements_of_pip_contain_the_hash(chainer_wheels, archive, monkeypatch, tmp_path):
     texts = []
 
