@@ -22,6 +22,15 @@ from pathlib import Path
 import platformdirs
 from archives import is_intact, write_wheel
 
+#: What to do about a folder of the user that cannot be used.
+_REMEDY = 'make space there that you can write to'
+if sys.platform != 'win32':
+    _REMEDY += ', or set XDG_CACHE_HOME to the absolute path of another folder'
+
+#: Variables that would add requirements, or restrict those of this download: a constraint of the user can name another
+#: version of Chainer, which pip reports for the installation itself, or a file relative to another current folder.
+_VARIABLES_OF_OTHER_REQUIREMENTS = ('PIP_CONSTRAINT', 'PIP_EDITABLE', 'PIP_GROUP', 'PIP_REQUIREMENT')
+
 
 class BuildError(Exception):
     """A wheel cannot be made; the message contains the remedy."""
@@ -84,8 +93,15 @@ ARCHIVES = (
 
 
 def cache_folder() -> Path:
-    """Return the folder of the user that keeps the wheels."""
-    return Path(platformdirs.user_cache_dir('mask-rcnn-chainer', appauthor=False)) / 'wheels'
+    """Return the folder of the user that keeps the wheels.
+
+    Raises:
+        BuildError: The user has no home folder, or a variable names a relative one.
+    """
+    folder = Path(platformdirs.user_cache_dir('mask-rcnn-chainer', appauthor=False)) / 'wheels'
+    if not folder.is_absolute():
+        raise BuildError(f'{folder}: the cache of the user is not an absolute path; {_REMEDY}')
+    return folder
 
 
 def make_wheels(folder: Path) -> dict[str, Path]:
@@ -113,7 +129,10 @@ def make_wheels(folder: Path) -> dict[str, Path]:
                 write_wheel(unfinished, wheel_files(archive, sources[archive.name]))
                 os.replace(unfinished, wheels[archive.requirement])
     except OSError as error:
-        raise BuildError(f'{folder}: the wheels of Chainer and ChainerCV cannot be written ({error})') from error
+        reason = error.strerror or error
+        raise BuildError(
+            f'{folder}: the wheels of Chainer and ChainerCV cannot be written to this folder ({reason}); {_REMEDY}'
+        ) from error
     return wheels
 
 
@@ -129,13 +148,16 @@ def _download(archives: list[SourceArchive], folder: Path) -> dict[str, Path]:
     command = [sys.executable, '-m', 'pip', 'download', *options, '-d', str(folder), '-r', str(requirements)]
     if subprocess.run(command, check=False, stdout=sys.stderr, env=_environment()).returncode:
         names = ' and '.join(archive.requirement for archive in archives)
-        raise BuildError(f'pip could not download {names}; check the network, the proxy and the index that pip uses')
+        raise BuildError(
+            f'pip could not download {names} (see above); check the network, and name a proxy or another index in '
+            'PIP_PROXY or PIP_INDEX_URL, or by "pip config": command-line options do not reach this download'
+        )
     return {archive.name: _find(archive, folder) for archive in archives}
 
 
 def _environment() -> dict[str, str]:
     """Return the environment of pip, with the index of uv if uv runs this backend."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in _VARIABLES_OF_OTHER_REQUIREMENTS}
     for uv_name, pip_name in (
         ('UV_DEFAULT_INDEX', 'PIP_INDEX_URL'),
         ('UV_INDEX_URL', 'PIP_INDEX_URL'),

@@ -133,7 +133,7 @@ def test_the_requirements_of_pip_contain_the_hash(chainer_wheels, archive, monke
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(subprocess, 'run', run)
-    with pytest.raises(chainer_wheels.BuildError, match=r'could not download small==1\.2; check the network'):
+    with pytest.raises(chainer_wheels.BuildError, match=r'could not download small==1\.2 \(see above\); check'):
         chainer_wheels.make_wheels(tmp_path / 'wheels')
     assert texts == [f'small==1.2 --hash=sha256:{archive.sha256}\n']
     assert list((tmp_path / 'wheels').iterdir()) == []
@@ -165,9 +165,28 @@ def test_pip_keeps_its_own_index(chainer_wheels, downloads, monkeypatch, tmp_pat
     assert environment['PIP_INDEX_URL'] == 'https://own.example/simple'
 
 
+def test_pip_downloads_these_requirements_only(chainer_wheels, downloads, monkeypatch, tmp_path):
+    for name in ('PIP_CONSTRAINT', 'PIP_EDITABLE', 'PIP_GROUP', 'PIP_REQUIREMENT', 'PIP_PROXY'):
+        monkeypatch.setenv(name, 'x')
+    chainer_wheels.make_wheels(tmp_path / 'wheels')
+    ((_, environment),) = downloads
+    assert environment['PIP_PROXY'] == 'x' and 'PATH' in environment
+    assert not {'PIP_CONSTRAINT', 'PIP_EDITABLE', 'PIP_GROUP', 'PIP_REQUIREMENT'} & set(environment)
+
+
+@pytest.mark.parametrize('folder', ['~/.cache/mask-rcnn-chainer', 'cache'])
+def test_a_relative_cache_is_refused(chainer_wheels, folder, monkeypatch):
+    """Without a home folder, that of the user is ``~`` itself."""
+    monkeypatch.setattr(chainer_wheels.platformdirs, 'user_cache_dir', lambda *args, **options: folder)
+    with pytest.raises(chainer_wheels.BuildError, match=r'wheels: the cache of the user is not an absolute path; make'):
+        chainer_wheels.cache_folder()
+
+
 def test_a_folder_that_cannot_be_made_is_named(chainer_wheels, downloads, tmp_path):
     (tmp_path / 'file').write_bytes(b'')
-    with pytest.raises(chainer_wheels.BuildError, match=r'file/wheels: the wheels of Chainer and ChainerCV cannot be'):
+    with pytest.raises(
+        chainer_wheels.BuildError, match=r'file/wheels: the wheels of Chainer and .* \(.+\); make space there'
+    ):
         chainer_wheels.make_wheels(tmp_path / 'file' / 'wheels')
 
 
