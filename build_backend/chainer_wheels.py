@@ -32,6 +32,10 @@ if sys.platform != 'win32':
 _VARIABLES_OF_OTHER_REQUIREMENTS = ('PIP_CONSTRAINT', 'PIP_EDITABLE', 'PIP_GROUP', 'PIP_REQUIREMENT')
 
 
+#: The beginnings of variables in which a frontend names the build backend that it calls: pip would take it for Chainer's.
+_VARIABLES_OF_THE_FRONTEND = ('_PYPROJECT_HOOKS_', 'PEP517_')
+
+
 class BuildError(Exception):
     """A wheel cannot be made; the message contains the remedy."""
 
@@ -157,7 +161,11 @@ def _download(archives: list[SourceArchive], folder: Path) -> dict[str, Path]:
 
 def _environment() -> dict[str, str]:
     """Return the environment of pip, with the index of uv if uv runs this backend."""
-    environment = {name: value for name, value in os.environ.items() if name not in _VARIABLES_OF_OTHER_REQUIREMENTS}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _VARIABLES_OF_OTHER_REQUIREMENTS and not name.startswith(_VARIABLES_OF_THE_FRONTEND)
+    }
     for uv_name, pip_name in (
         ('UV_DEFAULT_INDEX', 'PIP_INDEX_URL'),
         ('UV_INDEX_URL', 'PIP_INDEX_URL'),

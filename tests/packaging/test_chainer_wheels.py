@@ -174,6 +174,15 @@ def test_pip_downloads_these_requirements_only(chainer_wheels, downloads, monkey
     assert not {'PIP_CONSTRAINT', 'PIP_EDITABLE', 'PIP_GROUP', 'PIP_REQUIREMENT'} & set(environment)
 
 
+@pytest.mark.parametrize('name', ['_PYPROJECT_HOOKS_BACKEND_PATH_JSON', 'PEP517_BACKEND_PATH'])
+def test_pip_does_not_take_this_backend_for_that_of_chainer(chainer_wheels, downloads, name, monkeypatch, tmp_path):
+    """Frontends and the pip of the download that have the same name for the variable: pip 26.3, for example."""
+    monkeypatch.setenv(name, '["build_backend"]')
+    chainer_wheels.make_wheels(tmp_path / 'wheels')
+    ((_, environment),) = downloads
+    assert name not in environment
+
+
 @pytest.mark.parametrize('folder', ['~/.cache/mask-rcnn-chainer', 'cache'])
 def test_a_relative_cache_is_refused(chainer_wheels, folder, monkeypatch):
     """Without a home folder, that of the user is ``~`` itself."""
