@@ -32,7 +32,7 @@ if sys.platform != 'win32':
 _VARIABLES_OF_OTHER_REQUIREMENTS = ('PIP_CONSTRAINT', 'PIP_EDITABLE', 'PIP_GROUP', 'PIP_REQUIREMENT')
 
 
-#: The beginnings of variables in which a frontend names the build backend that it calls: pip would take it for Chainer's.
+#: The beginnings of variables in which a frontend names this build backend: pip would take it for that of Chainer.
 _VARIABLES_OF_THE_FRONTEND = ('_PYPROJECT_HOOKS_', 'PEP517_')
 
 

@@ -109,6 +109,15 @@ def test_pip_installs_and_uninstalls(checkout, environment, empty, tmp_path):
     assert sorted(path.name for path in checkout.iterdir() if path.name == 'build' or path.suffix == '.egg-info') == []
 
 
+def test_a_current_pip_builds(checkout, environment, tools, tmp_path):
+    """The other environments contain the pip of their Python; it and the pip that the backend calls can be equal."""
+    environment = {**environment, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+    command = [tools / 'python', '-m', 'pip', 'wheel', '-q', '--no-cache-dir', '--no-deps', '-w', tmp_path, checkout]
+    run(command, env=environment)
+    assert len(list(tmp_path.glob('mask_rcnn_chainer-*.whl'))) == 1
+    assert len(list((tmp_path / 'cache' / 'mask-rcnn-chainer' / 'wheels').glob('*.whl'))) == 2
+
+
 def test_uv_installs(checkout, environment, tools, empty, tmp_path):
     run(
         [tools / 'uv', 'pip', 'install', '-q', '--python', empty / 'bin' / 'python', '.'], cwd=checkout, env=environment

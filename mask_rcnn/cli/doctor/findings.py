@@ -7,9 +7,10 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -82,9 +83,13 @@ class Findings:
         return 'not installed' if self.is_missing(name) else 'broken'
 
     def install(self, *extras: str) -> str:
-        """Return the command that installs extras of this distribution."""
-        target = DISTRIBUTION if DISTRIBUTION in self.distributions else '.'
-        return f'{self.pip} install "{target}[{",".join(extras)}]"'
+        """Return the command that installs extras of this distribution, or those of the checkout without one.
+
+        It names their packages: no package index has this distribution, and pip could read the installed one's
+        requirements only while the wheels of Chainer, from which it was installed, are in the cache of the user.
+        """
+        targets = extra_requirements(extras) if DISTRIBUTION in self.distributions else []
+        return ' '.join([self.pip, 'install', *(f'"{target}"' for target in targets or [f'.[{",".join(extras)}]'])])
 
 
 def gather() -> Findings:
@@ -144,8 +149,36 @@ def has_nvidia_device(folder: Path = _PCI_DEVICES) -> bool:
     return False
 
 
+def extra_requirements(extras: Sequence[str]) -> list[str]:
+    """Return the requirements, such as ``'onnx>=1.17'``, of extras of this distribution on this system."""
+    found: list[str] = []
+    with contextlib.suppress(Exception):  # not installed, or a damaged packaging
+        from packaging.requirements import Requirement
+
+        for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
+            marker, requirement.marker = requirement.marker, None
+            if marker and 'extra' in str(marker) and any(marker.evaluate({'extra': extra}) for extra in extras):
+                found.append(str(requirement))
+    return found
+
+
 def pip_command() -> str:
-    """Return the command for this environment: that of pipx in its folders, and of uv in an environment without pip."""
+    """Return the command for this environment: that of pipx in its folders, and of uv in an environment without pip.
+
+    The program ``pip`` of the user's search path can be that of another environment.
+    """
     if 'pipx' in Path(sys.prefix).parts:
         return f'pipx runpip {DISTRIBUTION}'
-    return 'pip' if importlib.util.find_spec('pip') else 'uv pip'
+    if importlib.util.find_spec('pip'):
+        pip, executable = shutil.which('pip'), sys.executable
+        is_active = pip is not None and os.path.dirname(pip) == os.path.dirname(executable)
+        return 'pip' if is_active else f'{_quoted(executable)} -m pip'
+    is_active = os.name != 'posix' or os.environ.get('VIRTUAL_ENV') == sys.prefix
+    return 'uv pip' if is_active else f'VIRTUAL_ENV={_quoted(sys.prefix)} uv pip'
+
+
+def _quoted(path: str) -> str:
+    """Return a path as a word of a command line."""
+    if os.name == 'posix':
+        return shlex.quote(path)
+    return f'"{path}"' if ' ' in path else path

@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import sys
 import types
+from importlib import metadata
 
 import pytest
 
@@ -22,8 +23,19 @@ from tests.support.machines import (
     with_probes,
 )
 
-CUDA12 = 'pip install "mask-rcnn-chainer[cuda12]"'
-CUDA13 = 'pip install "mask-rcnn-chainer[cuda13]"'
+CUDA12 = 'pip install "cupy-cuda12x[ctk]>=13.6" "nvidia-cudnn-cu12"'
+CUDA13 = 'pip install "cupy-cuda13x[ctk]>=13.6"'
+
+
+@pytest.fixture(autouse=True)
+def requirements(monkeypatch):
+    """Install this distribution with some requirements of its extras."""
+    lines = [
+        'cupy-cuda12x[ctk]>=13.6; extra == "cuda12"',
+        'nvidia-cudnn-cu12; extra == "cuda12"',
+        'cupy-cuda13x[ctk]>=13.6; extra == "cuda13"',
+    ]
+    monkeypatch.setattr(metadata, 'requires', lambda name: lines)
 
 
 def gpu_advice(machine):
@@ -170,7 +182,7 @@ def test_cupy_is_not_installed(version, command):
 
 def test_commands_of_a_checkout_and_of_other_installers():
     machine = dataclasses.replace(without_cupy(complete_machine()), pip='uv pip')
-    assert the_advice(machine).endswith('uv pip install "mask-rcnn-chainer[cuda12]"')
+    assert the_advice(machine).endswith('uv ' + CUDA12)
     assert the_advice(with_distributions(machine, mask_rcnn_chainer=None)).endswith('uv pip install ".[cuda12]"')
 
 

