@@ -208,7 +208,7 @@ def _input_path(args: argparse.Namespace) -> Path:
     path = args.file or args.input or args.default
     if path == args.default and not os.path.lexists(path):
         raise WeightFileError(
-            path, 'No such file or directory; put weights there (see modelfiles/README.md) or name them with --input'
+            path, 'No such file or directory; name the weights, as in "mask-rcnn convert FILE", or put them there'
         )
     return path
 

@@ -81,9 +81,7 @@ def _import_export() -> Any:
     except ImportError as error:
         if (error.name or '').partition('.')[0] != 'onnx':
             raise
-        raise UsageError(
-            f'the export needs onnx, which cannot be imported ({error}): pip install "mask-rcnn-chainer[onnx]"'
-        ) from None
+        raise UsageError(f'the export needs onnx, which cannot be imported ({error}): pip install onnx') from None
     return export
 
 

@@ -18,6 +18,7 @@ from mask_rcnn.cli.options import (
 )
 from mask_rcnn.models import MaskRCNN, load
 from mask_rcnn.weights import WeightFileError
+from mask_rcnn.weights.pretrained_files import default_model_advice
 
 DEFAULT_MODEL = 'e2e_mask_rcnn_R-50-C4_1x_d2c.npz'
 
@@ -59,7 +60,7 @@ def check_modelfile(path: Path) -> None:
         raise WeightFileError(
             path,
             'no such file; give weights of any program with --modelfile, or run "make demo-coco" in a checkout, which '
-            "downloads and converts Detectron's",
+            f"downloads and converts Detectron's; without a checkout, {default_model_advice()}",
         )
 
 

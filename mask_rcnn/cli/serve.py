@@ -224,8 +224,9 @@ def check_libraries() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
+            packages = ' '.join(_LIBRARIES).replace('_', '-')
             raise UsageError(
-                f'the server needs {name}, which cannot be imported ({error}): pip install "mask-rcnn-chainer[serve]"'
+                f'the server needs {name}, which cannot be imported ({error}): pip install {packages}'
             ) from error
 
 

@@ -213,8 +213,9 @@ def _coco_files(extractor: str, keypoints: bool, folder: pathlib.Path) -> tuple[
     if not model.url:
         return model.names, f'{model.names[0]} would be right, but its source program publishes no such model'
     path = folder / model.save_as
-    if extractor == 'resnet50':
-        get = f'python scripts/fetch_weights.py downloads {model.url} as {path}'
-    else:
-        get = f'save {model.url} as {path}'
-    return model.names, f'{get}, and mask-rcnn convert {path} writes {model.names[0]}'
+    return model.names, f'save {model.url} as {path}, and mask-rcnn convert {path} writes {model.names[0]}'
+
+
+def default_model_advice(folder: pathlib.Path = MODEL_FOLDER) -> str:
+    """Return how to get the COCO weights of the default network, also without a checkout of this project."""
+    return _coco_files('resnet50', False, folder)[1]

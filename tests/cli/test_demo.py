@@ -468,7 +468,9 @@ def test_missing_weights_have_a_hint(tmp_path, monkeypatch, capsys):
     assert demo.main(['--image', image]) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: modelfiles/e2e_mask_rcnn_R-50-C4_1x_d2c.npz: no such file')
-    assert '"make demo-coco"' in error and '--modelfile' in error and error.count('\n') == 1
+    assert '"make demo-coco"' in error and 'without a checkout, save https://' in error
+    assert 'mask-rcnn convert modelfiles/model_final.pkl writes e2e_mask_rcnn_R-50-C4_1x_d2c.npz' in error
+    assert '--modelfile' in error and error.count('\n') == 1
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_missing_library_is_named(monkeypatch, capsys, library):
     assert cli.main(ARGUMENTS) == 2
     err = capsys.readouterr().err
     assert err.startswith(f'error: the server needs {library}, ') and err.count('\n') == 1
-    assert err.endswith('pip install "mask-rcnn-chainer[serve]"\n')
+    assert err.endswith('pip install starlette uvicorn python-multipart prometheus-client\n')
 
 
 def test_limits_of_the_command_line(apps):

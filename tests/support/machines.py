@@ -34,6 +34,7 @@ _FACTS: dict[str, dict[str, Any]] = {
         'folders': {'/c/models': None, 'modelfiles': ['a.npz']},
         'default': 'modelfiles/d.npz',
         'has_default': True,
+        'advice': 'save it',
     },
     'mpi4py': {'version': '4.1.2', 'library': 'Open MPI 5.0.11'},
     'driver': {'version': 12040, 'status': 0, 'gpus': [H200]},

@@ -210,7 +210,7 @@ def describe_weights(findings: Findings) -> Section:
     parts = [f'{folder} ({_list_files(names)})' for folder, names in facts['folders'].items()]
     advice = []
     if not facts['has_default']:
-        remedy = '"make demo-coco" in a checkout downloads and converts it; --modelfile FILE names another one'
+        remedy = f'--modelfile FILE names another one; or {facts["advice"]}'
         advice.append(Advice('note', f'{facts["default"]}, the default of --modelfile, does not exist: {remedy}'))
     return Section('weights', ', '.join(parts), advice, facts)
 

@@ -166,11 +166,12 @@ def _all_kernels() -> Iterator[Any]:
 
 def _weights() -> Facts:
     from mask_rcnn.cli.network_options import DEFAULT_MODEL
-    from mask_rcnn.weights.pretrained_files import MODEL_FOLDER, search_folders
+    from mask_rcnn.weights.pretrained_files import MODEL_FOLDER, default_model_advice, search_folders
 
     folders = {str(folder): _weight_files(folder) for folder in search_folders(MODEL_FOLDER)}
     default = MODEL_FOLDER / DEFAULT_MODEL
-    return {'folders': folders, 'default': str(default), 'has_default': default.is_file()}
+    facts: Facts = {'default': str(default), 'has_default': default.is_file(), 'advice': default_model_advice()}
+    return {'folders': folders, **facts}
 
 
 def _weight_files(folder: Path) -> list[str] | None:

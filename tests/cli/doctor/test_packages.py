@@ -322,8 +322,8 @@ def test_the_default_weights_do_not_exist():
     assert advice(weights(complete_machine(), has_default=False)) == [
         (
             'note',
-            'modelfiles/d.npz, the default of --modelfile, does not exist: "make demo-coco" in a checkout downloads '
-            'and converts it; --modelfile FILE names another one',
+            'modelfiles/d.npz, the default of --modelfile, does not exist: --modelfile FILE names another one; '
+            'or save it',
         )
     ]
 
@@ -348,7 +348,9 @@ def test_files_that_are_weights(tmp_path, monkeypatch):
         'folders': {str(chainer_folder): None, 'modelfiles': ['a.pkl', 'b.npz']},
         'default': 'modelfiles/e2e_mask_rcnn_R-50-C4_1x_d2c.npz',
         'has_default': False,
+        'advice': facts['advice'],
     }
+    assert facts['advice'].startswith('save https://') and 'mask-rcnn convert modelfiles' in facts['advice']
     (tmp_path / facts['default']).write_bytes(b'')
     assert probes.PROBES['weights']()['has_default']
 
