@@ -217,5 +217,5 @@ def _coco_files(extractor: str, keypoints: bool, folder: pathlib.Path) -> tuple[
 
 
 def default_model_advice(folder: pathlib.Path = MODEL_FOLDER) -> str:
-    """Return how to get the COCO weights of the default network, also without a checkout of this project."""
+    """Return the steps to the COCO weights of the default network, which need no checkout of this project."""
     return _coco_files('resnet50', False, folder)[1]
