@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from mask_rcnn.cli.doctor.findings import Findings
 from mask_rcnn.cli.doctor.packages import has_broken_package
 from mask_rcnn.cli.doctor.report import Advice, Section
+from mask_rcnn.io.paths import deepest_folder
 from mask_rcnn.io.wording import counted
 
 #: Environment variables with a number of threads.
@@ -65,7 +67,7 @@ def describe_kernels(findings: Findings) -> Section:
     text = f'{n_stored} of {n_kernels} compiled, stored in {place}'
     if n_stored == 0:
         text += '; the first detection compiles them, which can take a minute'
-    if named and not os.path.realpath(place).startswith(os.path.realpath(named)):
+    if named and not Path(place).resolve().is_relative_to(Path(named).resolve()):
         fault = f'{_CACHE_VARIABLE}={named} is not used, because it cannot be written'
         advice.append(Advice('warning', f'{fault}: make it writable, or unset it'))
     return Section('kernels', text, advice, facts)
@@ -82,7 +84,9 @@ def _common_folder(folders: list[str]) -> str:
     if len(folders) == 1:
         return folders[0]
     names = {os.path.basename(folder) for folder in folders}
-    common = os.path.commonpath(folders)
+    common = deepest_folder(folders)
+    if common is None:
+        return counted(len(folders), 'folder')
     return f'{common}{os.sep}*{os.sep}{names.pop()}' if len(names) == 1 else common
 
 
