@@ -15,6 +15,9 @@ ROOT_FILES = {'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.m
 _PAGES = {Path(name): Path('docs', page) for page, name in ROOT_FILES.items()}
 
 _LINK = re.compile(r'(?<!!)\[(?P<text>[^\[\]]+)\]\((?P<target>[^()\s]+)\)')
+_CODE = re.compile(r'<code>[^<]+</code>')
+_HIGHLIGHTED_OPTION = re.compile(r'(?<=</span>)--[a-z][\w-]*')
+_OPTION = re.compile(r'(?<![\w-])--?[a-z][\w-]*')
 _FENCE = re.compile(r'^(?P<fence>```+|~~~+).*?^(?P=fence)[ ]*$', re.MULTILINE | re.DOTALL)
 
 
@@ -32,6 +35,12 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
         path = Path(ROOT_FILES[path.name])
         markdown = (ROOT / path).read_text(encoding='utf-8')
     return site_links(markdown, path, Path('docs', page.file.src_uri))
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Return the HTML of a page in which no option of a command is broken at its hyphens."""
+    option = r'<span class="option">\g<0></span>'
+    return _CODE.sub(lambda code: _OPTION.sub(option, code[0]), _HIGHLIGHTED_OPTION.sub(option, html))
 
 
 def site_links(markdown: str, source: Path, page: Path) -> str:
