@@ -19,6 +19,26 @@ from tests.support.small_resnet import use_narrow_resnet
 BUNDLED = 'modelfiles/shapes_mobilenet_v1_fpn.npz'
 
 
+#: Pages whose Python blocks a test of this module runs.
+DETECTIONS = ('README.md', 'docs/index.md', 'docs/demo.md')
+EXECUTED = (
+    *DETECTIONS,
+    'docs/coming-from/matterport.md',
+    'docs/formats.md',
+    'docs/onnx.md',
+    'docs/troubleshooting.md',
+    'docs/your-own-data.md',
+)
+
+
+def test_every_python_block_runs_or_states_why_not():
+    """The blocks of docs/extending/ run in tests/test_extending.py, which checks its list of pages."""
+    pages = ['README.md', *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').rglob('*.md'))]
+    blocks = [block for page in pages for block in read_blocks(ROOT, page) if block.language == 'python']
+    places = {block.page for block in blocks if block.reason is None}
+    assert {page for page in places if not page.startswith('docs/extending/')} == set(EXECUTED)
+
+
 def code_blocks(name):
     """Return the Python blocks of a Markdown file, except the training, which tests/test_api.py runs."""
     blocks = [block.code for block in read_blocks(ROOT, name) if block.language == 'python']
@@ -43,7 +63,7 @@ def names(request, root, tmp_path, monkeypatch):
     return names
 
 
-@pytest.mark.parametrize('names', ['README.md', 'docs/index.md', 'docs/demo.md'], indirect=True)
+@pytest.mark.parametrize('names', DETECTIONS, indirect=True)
 def test_the_examples_of_a_detection(names, capsys):
     model, detections = names['model'], names['detections']
     assert len(detections) > 0 and set(detections.names) <= set(model.class_names)
@@ -58,6 +78,27 @@ def test_the_other_examples_of_the_demo(names, capsys):
     assert [len(part) for part in (names['masks'][0], names['labels'][0], names['scores'][0])] == [len(detections)] * 3
     assert names['new'].class_names == ('cat', 'dog', 'hamster')
     assert names['old'].config.dialect == DETECTRON
+
+
+@pytest.mark.parametrize('names', ['docs/troubleshooting.md'], indirect=True)
+def test_the_example_of_objects_that_are_found_twice(names):
+    detections, best = names['detections'], names['best']
+    assert 0 < len(best) <= len(detections) and best.scores.tolist() == sorted(best.scores, reverse=True)
+    tops, bottoms = np.split(best.boxes, 2, axis=1)
+    sides = (np.minimum(bottoms[:, None], bottoms) - np.maximum(tops[:, None], tops)).clip(0)
+    areas = (bottoms - tops).prod(axis=1)
+    overlaps = sides.prod(axis=2) / (areas[:, None] + areas - sides.prod(axis=2))
+    assert (np.triu(overlaps, 1) <= 0.7).all()
+
+
+def test_the_dataset_of_a_user_of_matterports_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = [block for block in read_blocks(ROOT, 'docs/coming-from/matterport.md') if block.language == 'python']
+    (code,) = (block.code for block in blocks if block.reason is None)
+    names = {}
+    exec(code, names)
+    assert len(names['result'].losses) == 4 and np.isfinite(names['result'].losses).all()
+    assert capsys.readouterr().out.splitlines()[-1] == str(names['result'].model)
 
 
 @pytest.mark.parametrize('names', ['docs/formats.md'], indirect=True)
