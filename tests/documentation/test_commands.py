@@ -1,7 +1,7 @@
 """Every command of the README and of the site runs as written, in the order of its page.
 
 A page is read as one shell session in a copy of the checkout with the files of a user: photos, a video, and weight
-files under the names of other programs' files.  ``<!-- not run: reason -->`` before a block leaves it out.
+files under the names of other programs' files.  Python blocks between the commands are scripts of the session.  ``<!-- not run: reason -->`` before a block leaves it out.
 """
 
 import os
@@ -137,7 +137,10 @@ def script_of(blocks):
     parts = ['set -euo pipefail']
     for block in blocks:
         parts.append(f'echo {shlex.quote(f"@ {block}")} >&2')
-        parts.append(f'{block.code.rstrip()} &\n_wait' if block.stays else block.code)
+        if block.language == 'python':
+            parts.append(f"python - <<'END_OF_BLOCK'\n{block.code}END_OF_BLOCK")
+        else:
+            parts.append(f'{block.code.rstrip()} &\n_wait' if block.stays else block.code)
     if any(block.stays for block in blocks):
         parts.append('kill $(jobs -p)')  # the output ends when all of its writers do
     return '\n'.join(parts)
@@ -146,8 +149,9 @@ def script_of(blocks):
 @pytest.mark.slow
 @pytest.mark.parametrize('page', [page for page in PAGES if shell_blocks(page)])
 def test_commands_run_as_written(page, checkout, files):
-    blocks = [block for block in shell_blocks(page) if block.reason is None]
-    if not blocks:
+    run = [*shell_blocks(page), *(block for block in read_blocks(ROOT, page) if block.language == 'python')]
+    blocks = sorted((block for block in run if block.reason is None), key=lambda block: block.line)
+    if all(block.language == 'python' for block in blocks):
         pytest.skip('each block states why it is not run')
     if any(block.stays for block in blocks) and is_port_taken():
         pytest.skip(f'another program has the port {PORT}, that of the server on the pages')
