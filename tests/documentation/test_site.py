@@ -67,6 +67,16 @@ LINKS = """\
 """
 
 
+def test_options_are_not_broken_at_their_hyphens():
+    from site_hooks import on_page_content
+
+    assert on_page_content('<p>--a-b <code>train --min-size 8, -r</code></p>') == (
+        '<p>--a-b <code>train <span class="option">--min-size</span> 8, <span class="option">-r</span></code></p>'
+    )
+    command = '<code><span>train<span class="w"> </span>{}<span class="w"> </span>x-y\n</span></code>'
+    assert on_page_content(command.format('--min-size')) == command.format('<span class="option">--min-size</span>')
+
+
 def test_links_to_files_outside_of_the_site_become_text():
     from site_hooks import site_links
 
