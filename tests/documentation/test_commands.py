@@ -1,7 +1,8 @@
 """Every command of the README and of the site runs as written, in the order of its page.
 
 A page is read as one shell session in a copy of the checkout with the files of a user: photos, a video, and weight
-files under the names of other programs' files.  Python blocks between the commands are scripts of the session.  ``<!-- not run: reason -->`` before a block leaves it out.
+files under the names of other programs' files.  Python blocks between the commands are scripts of the session.
+``<!-- not run: reason -->`` before a block leaves it out.
 """
 
 import os
