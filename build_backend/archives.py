@@ -8,6 +8,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 #: The time of all files: the earliest that a zip archive can contain.
@@ -59,15 +60,23 @@ def normalise_wheel(path: Path) -> None:
     _write_zip(path, files)
 
 
-def normalise_sdist(path: Path) -> None:
-    """Remove the times, permissions and owners of a source archive (``.tar.gz``), and sort it."""
+def normalise_sdist(path: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Remove the times, permissions and owners of a source archive (``.tar.gz``), and sort it.
+
+    Args:
+        path: The archive.
+        change: Returns the new content of a file from its name and content.
+    """
     tar = io.BytesIO()
     with tarfile.open(path) as source, tarfile.open(fileobj=tar, mode='w', format=tarfile.PAX_FORMAT) as target:
         for member in sorted(source.getmembers(), key=lambda member: member.name):
             normal = tarfile.TarInfo(member.name)
-            normal.type, normal.size, normal.mtime = member.type, member.size, _TAR_TIME
+            normal.type, normal.mtime = member.type, _TAR_TIME
             normal.mode = _FOLDER_MODE if member.isdir() else _FILE_MODE
-            target.addfile(normal, source.extractfile(member))
+            file = source.extractfile(member)
+            content = change(member.name, file.read()) if file else b''
+            normal.size = len(content)
+            target.addfile(normal, io.BytesIO(content))
     path.write_bytes(gzip.compress(tar.getvalue(), mtime=_TAR_TIME))
 
 

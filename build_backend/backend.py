@@ -104,8 +104,15 @@ def build_sdist(sdist_directory: str, config_settings: _Settings = None) -> str:
     settings, _ = _split(config_settings)
     with _clean_checkout():
         name = build_meta.build_sdist(sdist_directory, settings)
-    normalise_sdist(Path(sdist_directory, name))
+    normalise_sdist(Path(sdist_directory, name), _declare_requirements_dynamic)
     return name
+
+
+def _declare_requirements_dynamic(name: str, content: bytes) -> bytes:
+    """Return a file of the source archive, whose ``PKG-INFO`` would let uv rely on requirements that do not build."""
+    if name.count('/') != 1 or not name.endswith('/PKG-INFO'):
+        return content
+    return content.replace(b'\nRequires-Dist: ', b'\nDynamic: Requires-Dist\nRequires-Dist: ', 1)
 
 
 @contextlib.contextmanager

@@ -67,9 +67,9 @@ def test_source_archives_of_two_checkouts_become_equal(archives, tmp_path, mode)
             member = tarfile.TarInfo(name)
             member.size, member.mode, member.mtime, member.uname, member.uid = 4, mode, mode, os.name, mode
             tar.addfile(member, io.BytesIO(name[-4:].encode()))
-    archives.normalise_sdist(path)
+    archives.normalise_sdist(path, lambda name, content: content.upper() if name == 'root/b.py' else content)
     with tarfile.open(path) as tar:
         members = [(member.name, member.mode, member.mtime, member.uid, member.uname) for member in tar]
-        assert tar.extractfile('root/a.py').read() == b'a.py'
+        assert tar.extractfile('root/a.py').read() == b'a.py' and tar.extractfile('root/b.py').read() == b'B.PY'
     assert members == [(f'root/{name}.py', 0o644, 315532800, 0, '') for name in 'ab']
     assert path.read_bytes()[3:8] == bytes([0, *(315532800).to_bytes(4, 'little')])  # no file name; the time

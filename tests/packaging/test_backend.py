@@ -1,6 +1,7 @@
 """The build backend: metadata, settings, and a checkout that stays clean."""
 
 import email.parser
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -85,3 +86,14 @@ def test_a_failed_download_is_one_line(backend, checkout, monkeypatch, tmp_path)
     monkeypatch.setattr(backend, 'make_wheels', fail)
     with pytest.raises(SystemExit, match=r'^mask-rcnn-chainer: pip could not download chainer==7\.8\.1$'):
         backend.prepare_metadata_for_build_wheel(str(tmp_path))
+
+
+def test_a_source_archive_declares_that_its_requirements_depend_on_the_build(backend, checkout, tmp_path):
+    """Otherwise, uv reads the requirements from ``PKG-INFO`` and does not call the backend."""
+    name = backend.build_sdist(str(tmp_path))
+    with tarfile.open(tmp_path / name) as sdist:
+        names = sdist.getnames()
+        pkg_info = sdist.extractfile(f'{name.removesuffix(".tar.gz")}/PKG-INFO').read()
+    assert email.parser.BytesParser().parsebytes(pkg_info).get_all('Dynamic').count('Requires-Dist') == 1
+    folders = {path.split('/')[1] for path in names if path.count('/') > 1}
+    assert folders == {'build_backend', 'mask_rcnn'}
