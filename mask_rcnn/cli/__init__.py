@@ -30,6 +30,10 @@ COMMANDS = {
     'inspect': 'show every step of a detection, the training targets, or the weights of a file',
 }
 
+# Where colorama is installed, Numba lets it replace the standard streams.  At the end of the process it would append a
+# control sequence to the output, also to JSON that goes through the terminal of mpiexec.
+os.environ.setdefault('NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING', '1')
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.

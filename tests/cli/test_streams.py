@@ -10,6 +10,7 @@ import pytest
 
 from mask_rcnn.config import Config
 from mask_rcnn.weights import ModelMeta, write_weights
+from tests.support.environment import subprocess_environment
 
 NAME = os.fsdecode(b'caf\xe9\n') + '魚.npz'
 FULL = 'error: standard output: cannot be written: No space left on device\n'
@@ -39,3 +40,17 @@ def test_the_description_of_a_file_with_an_odd_name(root, tmp_path, redirection,
     )
     lines = done.stdout.decode('ascii').splitlines()
     assert (lines[0] if lines else '', done.stderr.decode('ascii'), done.returncode) == (out, err, status)
+
+
+def test_numba_leaves_the_streams_to_the_commands(root, tmp_path):
+    """A colorama that announces its initialisation, which Numba would cause with its first coloured message."""
+    (tmp_path / 'colorama').mkdir()
+    (tmp_path / 'colorama' / '__init__.py').write_text(
+        "__version__ = '0.4.6'\nFore = Style = None\ndef init():\n    print('colorama')\nreinit = deinit = init\n"
+    )
+    code = 'import mask_rcnn.cli; from numba.core import errors; errors.termcolor().errmsg("x"); print(errors.__name__)'
+    environment = subprocess_environment(tmp_path)
+    environment.pop('NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING', None)
+    command = [sys.executable, '-c', code]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == 'numba.core.errors\n'
