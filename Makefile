@@ -18,13 +18,16 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup setup-demo demo demo-coco notebooks docs test test-slow gpu-check reliability lint dist coverage clean
+.PHONY: setup setup-demo setup-develop demo demo-coco notebooks docs test test-slow gpu-check reliability lint dist coverage clean
 
 setup:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS)
 
 setup-demo:
 	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS) --purpose run
+
+setup-develop:
+	@$(PYTHON) scripts/setup_venv.py --venv $(VENV) --extras $(EXTRAS) --purpose develop
 
 demo: setup-demo
 	@$(RUN) scripts/run_demo.py $(if $(IMAGE),--image '$(IMAGE)')
@@ -34,13 +37,13 @@ demo-coco: setup-demo
 
 # JupyterLab and its seventy requirements are not installed for the tests.  Root is the usual user of a container, where
 # Jupyter refuses to start without the flag; it answers on this machine only, and asks for its token.
-notebooks: setup
+notebooks: setup-develop
 	@$(RUN) -c 'import jupyterlab' 2> /dev/null || { echo 'Installing Jupyter.'; \
 	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[notebooks]'; }
 	$(RUN) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/demo.ipynb
 
 # A broken link, anchor or reference ends the build.  MkDocs and its requirements are not installed for the tests.
-docs: setup
+docs: setup-develop
 	@$(RUN) -c 'import material, mkdocstrings_handlers.python' 2> /dev/null || { echo 'Installing MkDocs.'; \
 	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt -e '.[docs]' || \
 	{ echo 'make docs: MkDocs is missing, and pip could not install the extra docs (see above)' >&2; exit 1; }; }
@@ -62,7 +65,7 @@ gpu-check: setup
 reliability: setup
 	$(RUN) scripts/reliability/run_all.py --jobs $(JOBS) --page docs/reliability.md
 
-lint: setup
+lint: setup-develop
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -70,7 +73,7 @@ lint: setup
 	$(RUN) -m codespell_lib
 
 # The tools and their requirements are not installed for the tests.
-dist: setup
+dist: setup-develop
 	@$(RUN) -c 'import build, twine' 2> /dev/null || \
 	$(RUN) -m pip --disable-pip-version-check install -q -c constraints.txt 'pip>=25.3' -e '.[dist]'
 	$(RUN) scripts/make_dist.py

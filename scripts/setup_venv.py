@@ -1,9 +1,10 @@
 """Create or update the virtual environment that ``make demo`` and ``make test`` use.
 
-    python3 scripts/setup_venv.py [--venv .venv] [--extras auto|none|cuda12|cuda13] [--purpose run|develop]
+    python3 scripts/setup_venv.py [--venv .venv] [--extras auto|none|cuda12|cuda13] [--purpose run|develop|test]
 
 Needs Python 3.10 to 3.15 with venv and pip, nothing else.  An environment that is up to date is kept; any other is
-created again.  The one that ``make demo`` creates is small; ``make test`` adds its packages and compiles all kernels.
+created again.  The one that ``make demo`` creates is small; ``make lint`` adds the packages of developers, and
+``make test`` compiles all kernels.
 """
 
 from __future__ import print_function
@@ -25,7 +26,7 @@ INPUTS = (
     os.path.join('scripts', 'setup_venv.py'),
 )
 #: In ascending order: an environment also serves the earlier purposes.
-PURPOSES = ['run', 'develop']
+PURPOSES = ['run', 'develop', 'test']
 
 
 class SetupError(Exception):
@@ -44,9 +45,10 @@ def main():
     )
     parser.add_argument(
         '--purpose',
-        default='develop',
+        default='test',
         choices=PURPOSES,
-        help='"run" installs what the demo needs, "develop" (default) also what tests and lint need',
+        help='"run" installs what the demo needs, "develop" also what tests and lint need; "test" (default) also '
+        'compiles the CPU kernels',
     )
     args = parser.parse_args()
     try:
@@ -54,12 +56,16 @@ def main():
         extras = driver_extras() if args.extras == 'auto' else args.extras
         stamp = os.path.join(args.venv, '.ready')
         key = environment_key(extras)
-        ready = [purpose for purpose in PURPOSES if read_text(stamp) == key + purpose]
-        if not ready:
-            create_environment(args.venv, extras)
-        if not ready or PURPOSES.index(ready[0]) < PURPOSES.index(args.purpose):
-            if args.purpose == 'develop':
-                prepare_development(args.venv)
+        ready = [number for number, purpose in enumerate(PURPOSES) if read_text(stamp) == key + purpose]
+        steps = [
+            lambda: create_environment(args.venv, extras),
+            lambda: install_tools(args.venv),
+            lambda: compile_kernels(args.venv),
+        ]
+        missing = steps[ready[0] + 1 if ready else 0 : PURPOSES.index(args.purpose) + 1]
+        for step in missing:
+            step()
+        if missing:
             with open(stamp, 'w') as file:
                 file.write(key + args.purpose)
             print_now('ready; activate the environment with: %s' % activation_command(args.venv))
@@ -124,11 +130,15 @@ def create_environment(folder, extras):
         print_now('The extra "demo" (mahotas) could not be installed; "make demo" runs without the nuclei.')
 
 
-def prepare_development(folder):
-    """Install what tests and lint need, and compile the CPU kernels, which the tests would otherwise do one by one."""
+def install_tools(folder):
+    """Install what tests and lint need."""
     print_now('Installing the packages of the tests.')
     install(folder, ['test', 'lint'])
-    print_now('Compiling the CPU kernels; this takes about a minute.')
+
+
+def compile_kernels(folder):
+    """Compile the CPU kernels, which the tests would otherwise do one by one."""
+    print_now('Compiling the CPU kernels; this takes one to three minutes.')
     script = os.path.join(ROOT, 'scripts', 'compile_kernels.py')
     command = [environment_python(folder), script, '--training']
     run(command, 'the CPU kernels could not be compiled; the error is printed above')

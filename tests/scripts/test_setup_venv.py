@@ -18,7 +18,7 @@ def setup_venv(root):
 
 @pytest.fixture
 def created(setup_venv, monkeypatch):
-    """What would have been done: the extras of new environments, ``'develop'`` for the packages of the tests."""
+    """What would have been done: the extras of new environments, and the later purposes."""
     created = []
 
     def create_environment(folder, extras):
@@ -26,7 +26,8 @@ def created(setup_venv, monkeypatch):
         os.makedirs(folder, exist_ok=True)
 
     monkeypatch.setattr(setup_venv, 'create_environment', create_environment)
-    monkeypatch.setattr(setup_venv, 'prepare_development', lambda folder: created.append('develop'))
+    monkeypatch.setattr(setup_venv, 'install_tools', lambda folder: created.append('develop'))
+    monkeypatch.setattr(setup_venv, 'compile_kernels', lambda folder: created.append('test'))
     return created
 
 
@@ -46,7 +47,7 @@ def main(setup_venv, monkeypatch, *arguments):
 def test_an_environment_is_created_once_per_set_of_extras(setup_venv, created, monkeypatch, tmp_path):
     for extras in ('none', 'none', 'cuda12', 'cuda12', 'none'):
         main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', extras)
-    assert created == ['none', 'develop', 'cuda12', 'develop', 'none', 'develop']
+    assert created == [step for extras in ('none', 'cuda12', 'none') for step in (extras, 'develop', 'test')]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,8 @@ def test_an_environment_is_created_once_per_set_of_extras(setup_venv, created, m
         (['run', 'run'], ['none']),
         (['run', 'develop', 'develop', 'run'], ['none', 'develop']),
         (['develop', 'run'], ['none', 'develop']),
+        (['run', 'test', 'develop'], ['none', 'develop', 'test']),
+        (['develop', 'test'], ['none', 'develop', 'test']),
     ],
 )
 def test_the_environment_of_the_demo_becomes_that_of_the_tests(
@@ -69,7 +72,7 @@ def test_an_activated_environment_is_up_to_date(setup_venv, created, monkeypatch
     main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
     monkeypatch.setattr(sys, 'prefix', str(tmp_path / 'env'))
     main(setup_venv, monkeypatch, '--venv', tmp_path / 'env', '--extras', 'none')
-    assert created == ['none', 'develop']
+    assert created == ['none', 'develop', 'test']
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='the command of POSIX shells')
@@ -100,7 +103,8 @@ def test_a_failed_attempt_is_repeated(setup_venv, monkeypatch, tmp_path, capsys)
 
 def test_each_long_step_is_announced(setup_venv, commands, tmp_path, capsys):
     setup_venv.create_environment(str(tmp_path / 'env'), 'none')
-    setup_venv.prepare_development(str(tmp_path / 'env'))
+    setup_venv.install_tools(str(tmp_path / 'env'))
+    setup_venv.compile_kernels(str(tmp_path / 'env'))
     first, *steps = capsys.readouterr().out.splitlines()
     assert first.startswith('Setting up ')
     assert [step.split(';')[0].rstrip('.') for step in steps] == [
@@ -118,7 +122,8 @@ def test_the_demo_needs_neither_tests_nor_compiled_kernels(setup_venv, commands,
 
 
 def test_development_compiles_the_kernels_after_the_installation(setup_venv, commands, tmp_path):
-    setup_venv.prepare_development(str(tmp_path / 'env'))
+    setup_venv.install_tools(str(tmp_path / 'env'))
+    setup_venv.compile_kernels(str(tmp_path / 'env'))
     install, compilation = commands
     assert install[-1].endswith('[test,lint]') and compilation[1].endswith('compile_kernels.py')
 
