@@ -14,7 +14,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,18 @@ def get_requires_for_build_sdist(config_settings: _Settings = None) -> list[str]
 
 def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: _Settings = None) -> str:
     """Write the folder ``.dist-info`` of the wheel; return its name."""
-    settings, portable = _split(config_settings)
-    with _clean_checkout():
-        name = build_meta.prepare_metadata_for_build_wheel(metadata_directory, settings)
-    if not portable:
-        _refer_to_wheels(Path(metadata_directory, name, 'METADATA'))
-    return name
+    return _prepare_metadata(build_meta.prepare_metadata_for_build_wheel, metadata_directory, config_settings)
 
 
 def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: _Settings = None) -> str:
     """Write the folder ``.dist-info`` of the editable wheel; return its name."""
+    return _prepare_metadata(build_meta.prepare_metadata_for_build_editable, metadata_directory, config_settings)
+
+
+def _prepare_metadata(prepare: Callable[..., str], metadata_directory: str, config_settings: _Settings) -> str:
     settings, portable = _split(config_settings)
     with _clean_checkout():
-        name = build_meta.prepare_metadata_for_build_editable(metadata_directory, settings)
+        name = prepare(metadata_directory, settings)
     if not portable:
         _refer_to_wheels(Path(metadata_directory, name, 'METADATA'))
     return name
