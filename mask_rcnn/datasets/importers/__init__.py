@@ -36,9 +36,9 @@ def import_annotations(
         AnnotationFileError: The source is damaged or of an unknown format.
         ImageFileError: An image is missing or broken.
     """
-    path = Path(source)
+    path, options = Path(source), options or ImportOptions()
     try:
-        importer = recognise(path) if format_name is None else get_importer(format_name)
-        return clean_class_names(importer.read(path, options or ImportOptions()))
+        importer = recognise(path, options.image_folder) if format_name is None else get_importer(format_name)
+        return clean_class_names(importer.read(path, options))
     finally:
         forget_json()

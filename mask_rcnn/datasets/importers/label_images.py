@@ -50,10 +50,10 @@ class _Files(NamedTuple):
     folder: Path
 
 
-def recognises(source: Path) -> bool:
-    """Return whether a folder contains images and label images with the same names."""
+def recognises(source: Path, image_folder: Path | None = None) -> bool:
+    """Return whether a folder contains label images with the names of images, in it or in the folder of the images."""
     try:
-        files = _find_files(source, None)
+        files = _find_files(source, image_folder)
     except AnnotationFileError:
         return False
     return any(name in files.images and is_label_file(path) for name, path in files.labels.items())

@@ -42,8 +42,12 @@ def get_importer(name: str) -> Importer:
     return cast(Importer, importlib.import_module(f'mask_rcnn.datasets.importers.{FORMATS[name][0]}'))
 
 
-def recognise(source: Path) -> Importer:
+def recognise(source: Path, image_folder: Path | None = None) -> Importer:
     """Return the importer that recognises a file or a folder.
+
+    Args:
+        source: The file or the folder.
+        image_folder: The folder of the images; ``None`` for the place that the source implies.
 
     Raises:
         AnnotationFileError: The source does not exist, or no importer or several ones recognise it.
@@ -52,17 +56,31 @@ def recognise(source: Path) -> Importer:
         source.stat()
     except (OSError, ValueError) as error:
         raise AnnotationFileError(source, os_reason(error)) from error
-    names = _find_formats(source)
+    names = _find_formats(source, image_folder)
     if len(names) == 1:
         return get_importer(names[0])
     if names:
         raise AnnotationFileError(source, f'may have the formats {" and ".join(names)}; --format selects one')
-    known = '; '.join(description for _, description in FORMATS.values())
-    raise AnnotationFileError(source, f'{_explain(source)}; known are: {known}')
+    known = '; '.join(f'{name}: {description}' for name, (_, description) in FORMATS.items())
+    raise AnnotationFileError(
+        source, f'{_explain(source, image_folder)}; known are: {known} (--format NAME selects one)'
+    )
 
 
-def _find_formats(source: Path) -> list[str]:
-    return [name for name in FORMATS if get_importer(name).recognises(source)]
+def _find_formats(source: Path, image_folder: Path | None) -> list[str]:
+    """Return the formats that a source has.
+
+    Only label images are recognised by their images, because every other format has files of its own.  The user's
+    folder of images is considered last: pictures beside files of another format may have the names of its images.
+    """
+    names = [name for name in FORMATS if get_importer(name).recognises(source)]
+    if not names and image_folder is not None:
+        from mask_rcnn.datasets.importers import (
+            label_images,  # after the description in messages, which needs no OpenCV
+        )
+
+        names = ['label-images'] if label_images.recognises(source, image_folder) else []
+    return names
 
 
 def _first_subfolders(folder: Path) -> list[Path]:
@@ -72,14 +90,14 @@ def _first_subfolders(folder: Path) -> list[Path]:
         raise AnnotationFileError(folder, os_reason(error)) from error
 
 
-def _explain(source: Path) -> str:
+def _explain(source: Path, image_folder: Path | None) -> str:
     """Return the reason why no importer recognises a source.
 
     Raises:
         AnnotationFileError: The source is damaged JSON.
     """
     if source.is_dir():
-        folders = [folder for folder in _first_subfolders(source) if _find_formats(folder)]
+        folders = [folder for folder in _first_subfolders(source) if _find_formats(folder, image_folder)]
         names = ', '.join(map(str, folders))
         return 'the folder has no annotations of a known format' + (f', but subfolders have: {names}' if names else '')
     try:
