@@ -1,7 +1,9 @@
 """``mask-rcnn data check``, ``stats``, ``show`` and ``split``: outputs, exit statuses and errors."""
 
+import argparse
 import json
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn.cli import main
+from mask_rcnn.cli import main, train_options
+from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.datasets.inspection import machine
 from tests.support.small_dataset import annotation, write_dataset, write_large_dataset
 
@@ -118,6 +121,32 @@ def test_stats(dataset, tmp_path, capsys):
     assert command.startswith(f'mask-rcnn train --train-annotations {dataset[0]} --train-images {dataset[1]}')
     assert '--clip-gradient 10' in command and '--lr-initialchange 1' in command
     assert cv2.imread(str(picture)).shape == (960, 1320, 3)
+
+
+def suggested_arguments(capsys, dataset, *options):
+    """Return the arguments of the suggested command, as mask-rcnn train checks them."""
+    assert main(['data', 'stats', *dataset, '--memory', '16', *options]) == 0
+    program, command, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (program, command) == ('mask-rcnn', 'train')
+    parser = argparse.ArgumentParser()
+    train_options.configure(parser)
+    return TrainArguments.from_namespace(parser.parse_args(words))
+
+
+@pytest.mark.parametrize('extractor', ['resnet50', 'mobilenet_v1_fpn'])
+def test_train_accepts_the_suggested_command(extractor, dataset, capsys):
+    args = suggested_arguments(capsys, dataset, '--gpu', '-1', '--extractor', extractor)
+    assert (args.extractor, args.gpu, args.validation) == (extractor, -1, 0)
+    assert len(args.data.open('train', size=0)) == 4
+
+
+@pytest.mark.parametrize('n_broken', [0, 1])
+def test_the_suggested_command_skips_what_is_broken(n_broken, dataset, tmp_path, capsys):
+    for i in range(n_broken):
+        (tmp_path / 'in' / f'{i}.png').unlink()
+    args = suggested_arguments(capsys, dataset)
+    assert args.data.skip_broken == (n_broken > 0) and args.gpu is None
+    assert len(args.data.open('train', size=0)) == 4 - n_broken
 
 
 def test_stats_as_json_leave_broken_images_out(dataset, tmp_path, capsys):

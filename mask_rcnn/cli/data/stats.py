@@ -78,20 +78,26 @@ def _describe(args: argparse.Namespace) -> int:
         print_lines(format_statistics(statistics, config))
         device = 'GPU' if machine.has_gpu else 'CPU'
         print_lines(f'\nsuggested for {args.extractor} on a {device} with {machine.memory / 2**30:.0f} GiB')
-        print_lines(f'{format_settings(settings)}\n\n{_train_command(args, settings)}')
+        print_lines(f'{format_settings(settings)}\n\n{_train_command(args, dataset, settings)}')
     if args.output is not None:
         plot_statistics(args.output, statistics, config, title=args.annotations.name)
         print_note(f'wrote {args.output}')
     return 0
 
 
-def _train_command(args: argparse.Namespace, settings: Settings) -> str:
-    """Return the command line that trains with the settings."""
+def _train_command(args: argparse.Namespace, dataset: COCODataset, settings: Settings) -> str:
+    """Return the command line that trains with the settings; it needs no other data than these."""
     words = ['mask-rcnn', 'train', '--train-annotations', str(args.annotations), '--train-images', str(args.images)]
+    if dataset.n_skipped:
+        words.append('--skip-broken')
     words += ['--extractor', args.extractor]
     for name, value in settings.train_options.items():
+        if name == 'validation':  # train refuses it without evaluation data
+            continue
         values = value if isinstance(value, tuple) else (value,)
         words += [flag(name), *(f'{v:g}' if isinstance(v, float) else str(v) for v in values)]
     if settings.network_fields:
         words += ['--set', *(f'{name}={value}' for name, value in settings.network_fields.items())]
+    if args.gpu is not None:
+        words += ['--gpu', str(args.gpu)]
     return command_text(words)

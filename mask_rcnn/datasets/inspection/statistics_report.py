@@ -97,7 +97,10 @@ def format_settings(settings: Settings) -> str:
         (f'--lr {options["lr"]:g}', f'{settings.lr:g} after the warm-up: {reasons["lr"]}'),
         (f'--lr-initialchange {settings.warmup}', reasons['warmup']),
         ('--step-size {} --lr-step {}'.format(*settings.steps), reasons['steps']),
-        (f'--validation {settings.validation_interval}', reasons['validation_interval']),
+        (
+            f'--validation {settings.validation_interval}',
+            f'{reasons["validation_interval"]}; needs --val-annotations and --val-images',
+        ),
         (f'--clip-gradient {settings.clip_gradient:g}', reasons['clip_gradient']),
     ]
     rows += [(f'--set {name}={value}', reasons[name]) for name, value in settings.network_fields.items()]
