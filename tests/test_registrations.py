@@ -1,10 +1,14 @@
 """Dialects, backbones and formats of users: what is registered, and what is refused."""
 
+import json
+import re
+
 import chainer
 import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn.cli import main
 from mask_rcnn.config import DETECTRON, DIALECTS, EXTRACTORS, PRESETS, Config, register_dialect
 from mask_rcnn.datasets.synthetic.shapes import ShapesDataset
 from mask_rcnn.datasets.transforms import TrainingTransform
@@ -12,10 +16,12 @@ from mask_rcnn.models import register_backbone
 from mask_rcnn.models.backbones import registry
 from mask_rcnn.models.layers import Backbone, ConvNorm
 from mask_rcnn.training.iterator import ExampleIterator
-from mask_rcnn.weights import WeightFileError, formats
+from mask_rcnn.training.snapshot import check_snapshot
+from mask_rcnn.weights import ModelMeta, WeightFileError, formats, safetensors_model
 from mask_rcnn.weights.converters.mapping import ParamMapping
 from mask_rcnn.weights.exporters.inversion import invert_mappings
 from mask_rcnn.weights.formats import Format, register_format
+from mask_rcnn.weights.native import write_weights
 from mask_rcnn.weights.pretrained import load_pretrained
 from mask_rcnn.weights.pretrained_files import find_pretrained
 from tests.support.registrations import registrations_removed
@@ -52,6 +58,60 @@ def test_the_tables_are_restored():
         register_format(Format('zoo', 'the zoo', lambda contents: False, formats.read, 'zoo2c'))
         assert (EXTRACTORS[-1], 'thin_fpn' in PRESETS, 'mine' in DIALECTS) == ('thin_fpn', True, True)
     assert before == ([*EXTRACTORS], PRESETS, DIALECTS, formats.BY_NAME)
+
+
+# Files with names that this process does not know
+
+
+def write_native(path, meta):
+    write_weights(path, {}, meta)
+
+
+def write_safetensors(path, meta):
+    safetensors_model.write(path, {}, meta)
+
+
+def write_run(path, meta):
+    header = {'format_version': 1, 'model': json.loads(meta.to_json()), 'options': {}, 'nones': []}
+    with path.open('wb') as file:
+        np.savez(file, **{'snapshot': np.frombuffer(json.dumps(header).encode(), np.uint8), 'updater/iteration': 1})
+
+
+@pytest.mark.parametrize(
+    ('name', 'write'),
+    [('a.npz', write_native), ('a.safetensors', write_safetensors), ('snapshot_iter_1.npz', write_run)],
+)
+@pytest.mark.parametrize(
+    ('part', 'reason'),
+    [
+        ('backbone', 'the extractor \'thin_fpn\' .* register_backbone \\("Your own backbone" in the documentation\\)'),
+        ('dialect', 'the dialect \'mine\' .* register_dialect \\("Your own dialect" in the documentation\\)'),
+        ('variant', "the dialect 'mine' .* register_dialect "),
+    ],
+)
+def test_a_file_of_another_process_says_what_to_import(part, reason, name, write, tmp_path, capsys):
+    path = tmp_path / name
+    with registrations_removed():
+        dialect = DETECTRON
+        if part == 'backbone':
+            register_backbone('thin', lambda config: Thin())
+        else:
+            dialect = DETECTRON.replace(name='mine')
+            register_dialect(dialect)
+        if part == 'variant':  # the file stores the conventions that differ, too
+            dialect = dialect.replace(boxes={'offset': 0.0})
+        config = Config('thin_fpn' if part == 'backbone' else 'resnet50_fpn', 2, dialect)
+        write(path, ModelMeta('model', config, ('cat', 'dog'), (1, 2)))
+        assert formats.read(path).config == config
+    expected = f'{re.escape(str(path))}: {reason}'
+    with pytest.raises(WeightFileError, match=expected):
+        mask_rcnn.load(path)
+    assert main(['info', str(path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(expected, line) and 'damaged' not in line and 'whole' not in line
+    if write is write_run:
+        with pytest.raises(WeightFileError, match=f'{expected}[^;]*$'):
+            check_snapshot(path)
 
 
 # Dialects

@@ -25,7 +25,7 @@ from chainer import serializers, training
 from mask_rcnn.inference.save import save
 from mask_rcnn.training.failures import describe_error
 from mask_rcnn.weights import ModelMeta, WeightFileError, formats
-from mask_rcnn.weights.errors import to_printable_ascii
+from mask_rcnn.weights.errors import UnregisteredNameError, corruption_error
 from mask_rcnn.weights.files import (
     CORRUPT_FILE_ERRORS,
     create_weight_file,
@@ -196,8 +196,7 @@ def _parse_header(array: np.ndarray) -> _Header:
 
 
 def _damaged(path: str | os.PathLike, error: Exception) -> WeightFileError:
-    reason = to_printable_ascii(str(error), 300) or type(error).__name__
-    return WeightFileError(path, f'is not a snapshot of this program, or is damaged: {reason}')
+    return corruption_error(path, 'is not a snapshot of this program, or is damaged', error)
 
 
 def list_snapshots(folder: str | os.PathLike) -> list[tuple[int, Path]]:
@@ -242,6 +241,8 @@ def check_snapshot(path: Path) -> None:
     try:
         read_snapshot(path)
     except WeightFileError as error:
+        if isinstance(error.__context__, UnregisteredNameError):  # the file is whole
+            raise
         whole = find_newest_snapshot(path.parent)
         hint = f'the newest whole snapshot is {whole}' if whole else f'{path.parent} has no whole snapshot'
         raise WeightFileError(path, f'{error.reason}; {hint}') from None

@@ -24,6 +24,37 @@ class WeightFileError(BadFileError):
         self.path = os.fspath(path)
 
 
+class UnregisteredNameError(ValueError):
+    """A file names a backbone or a dialect that its user's program registers; the message is a whole reason.
+
+    Args:
+        kind: ``'extractor'`` or ``'dialect'``.
+        name: Its name.
+        function: The function that registers it.
+        page: The page of the documentation that describes it.
+    """
+
+    def __init__(self, kind: str, name: str, function: str, page: str) -> None:
+        super().__init__(
+            f'the {kind} {to_printable_ascii(name)!r} is not registered in this process: before loading, import the '
+            f'module that calls {function} ("{page}" in the documentation)'
+        )
+
+
+def corruption_error(path: str | os.PathLike, problem: str, error: Exception, limit: int = 300) -> WeightFileError:
+    """Return the error of a file of this program that cannot be read.
+
+    Args:
+        path: The file, as the caller named it.
+        problem: The reason if the file is damaged, such as ``'is a damaged training snapshot'``.
+        error: The error of the reader; an :class:`UnregisteredNameError` is reported instead of the problem.
+        limit: Maximum number of characters of the error.
+    """
+    if isinstance(error, UnregisteredNameError):
+        return WeightFileError(path, str(error))
+    return WeightFileError(path, f'{problem}: {to_printable_ascii(str(error), limit) or type(error).__name__}')
+
+
 def to_printable_ascii(text: str, limit: int = 80) -> str:
     """Return text from a file as at most ``limit`` printable ASCII characters of one line."""
     shown = ascii(text[: limit + 1])[1:-1]

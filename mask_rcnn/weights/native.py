@@ -15,15 +15,15 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import chainer
 import numpy as np
 
-from mask_rcnn.config import Config, fields
+from mask_rcnn.config import DIALECTS, EXTRACTORS, Config, fields
 from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.runtime.array import get_array_module
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.errors import UnregisteredNameError, WeightFileError, corruption_error, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, create_weight_file, open_stored_zip, open_weight_file
 
 _Check = Callable[[Any], bool]
@@ -126,6 +126,7 @@ class ModelMeta:
         """Parse the text of :meth:`to_json`.
 
         Raises:
+            UnregisteredNameError: The extractor or the dialect is not registered in this process.
             ValueError: The text is not such metadata, or has a newer version.
         """
         try:
@@ -138,6 +139,7 @@ class ModelMeta:
         if version > FORMAT_VERSION:
             raise ValueError(f'format version {version} is newer than this program ({FORMAT_VERSION})')
         _check_fields(data)
+        _check_registered(data['config'])
         source = data['source']
         try:
             config = Config.from_dict(data['config'])
@@ -162,6 +164,25 @@ def _check_fields(data: Mapping[str, Any]) -> None:
     for name, (is_valid, expected) in _FIELDS.items():
         if not is_valid(data[name]):
             raise ValueError(f'metadata field {name} must be {expected}')
+
+
+def _check_registered(config: Mapping[str, Any]) -> None:
+    """Raise :class:`UnregisteredNameError` for names that another process may have registered."""
+    extractor, dialect = config.get('extractor'), config.get('dialect')
+    if isinstance(dialect, dict):
+        dialect = dialect.get('name')
+    if _can_be_registered(extractor) and extractor.endswith('_fpn') and extractor not in EXTRACTORS:
+        raise UnregisteredNameError('extractor', extractor, 'register_backbone', 'Your own backbone')
+    if _can_be_registered(dialect) and dialect not in DIALECTS:
+        raise UnregisteredNameError('dialect', dialect, 'register_dialect', 'Your own dialect')
+
+
+def _can_be_registered(name: Any) -> TypeGuard[str]:
+    try:
+        fields.check_new_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_text(value: Any) -> bool:
@@ -246,11 +267,7 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
         try:
             return _read_archive(file, size)
         except CORRUPT_FILE_ERRORS as error:
-            raise WeightFileError(
-                path,
-                'is not a weight file of this program, or damaged: '
-                f'{to_printable_ascii(str(error), 300) or type(error).__name__}',
-            ) from None
+            raise corruption_error(path, 'is not a weight file of this program, or damaged', error) from None
 
 
 def _read_archive(file: BinaryIO, size: int) -> WeightFile:

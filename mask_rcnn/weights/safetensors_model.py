@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.errors import corruption_error
 from mask_rcnn.weights.exporters import safetensors_file as writer
 from mask_rcnn.weights.files import sha256
 from mask_rcnn.weights.native import ModelMeta
@@ -43,8 +43,7 @@ def read(path: str | os.PathLike) -> ConvertedWeights:
     try:
         meta = ModelMeta.from_json(metadata[METADATA_KEY])
     except (KeyError, ValueError) as error:
-        reason = to_printable_ascii(str(error), 200)
-        raise WeightFileError(path, f'is a damaged model of this program: {reason}') from None
+        raise corruption_error(path, 'is a damaged model of this program', error, 200) from None
     origin = (f'converted from {meta.source.file} ({meta.source.format})',) if meta.source else ()
     report = ConversionReport(tuple(arrays), {}, origin + meta.notes)
     return ConvertedWeights(

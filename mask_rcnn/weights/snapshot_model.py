@@ -9,7 +9,7 @@ import json
 import os
 
 from mask_rcnn.weights.converters.mapping import ConversionReport, ConvertedWeights
-from mask_rcnn.weights.errors import WeightFileError, to_printable_ascii
+from mask_rcnn.weights.errors import corruption_error, to_printable_ascii
 from mask_rcnn.weights.files import CORRUPT_FILE_ERRORS, open_stored_zip, open_weight_file, read_npy_member
 from mask_rcnn.weights.native import ModelMeta
 
@@ -40,8 +40,7 @@ def read(path: str | os.PathLike) -> ConvertedWeights:
                 if name.startswith(PREFIX)
             }
         except (*CORRUPT_FILE_ERRORS, RecursionError) as error:
-            reason = to_printable_ascii(str(error), 300) or type(error).__name__
-            raise WeightFileError(path, f'is a damaged training snapshot: {reason}') from None
+            raise corruption_error(path, 'is a damaged training snapshot', error) from None
     notes = ('the model of a training snapshot; "mask-rcnn train --resume" continues the training',)
     others = tuple(to_printable_ascii(name) for name in members if not name.startswith(PREFIX))
     report = ConversionReport(tuple(arrays), {'training state': others}, notes)
