@@ -1,9 +1,10 @@
 """``make demo`` and ``make demo-coco``: run a trained model.
 
 By default the bundled models run on generated scenes, which remain in the folder ``output_scenes``, and on mahotas's
-picture of cell nuclei, which they count; no network connection is needed.  Without mahotas (the extra ``demo``) only
-the scenes are processed.  With ``--coco`` Detectron's R-50-C4 Mask R-CNN runs on a photo: its weights are downloaded
-once (resumable) and converted once; without a network connection an error message names the file to provide.
+picture of cell nuclei, which remains as ``output_cells.png`` and which they count; no network connection is needed.
+Without mahotas (the extra ``demo``) only the scenes are processed.  With ``--coco`` Detectron's R-50-C4 Mask R-CNN runs
+on a photo: its weights are downloaded once (resumable) and converted once; without a network connection an error
+message names the file to provide.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +20,7 @@ from mask_rcnn.cli import demo
 from mask_rcnn.cli.command import report_error
 from mask_rcnn.cli.network_options import DEFAULT_MODEL
 from mask_rcnn.datasets.synthetic.rich_shapes import RichShapesDataset
-from mask_rcnn.io.console import print_note
+from mask_rcnn.io.console import print_line, print_note
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The bundled model; see ``scripts/train_demo_model.py``.
@@ -57,16 +57,27 @@ def main(argv: list[str] | None = None, folder: Path = ROOT / 'modelfiles', phot
         return _run_on_photo(args, folder, photo_url)
     if args.image:
         return _run_model(folder / DEMO_MODEL, args.image, args.output)
+    return _run_on_scenes(args, output, folder)
+
+
+def _run_on_scenes(args: argparse.Namespace, output: Path, folder: Path) -> int:
     scenes = output.with_name(f'{output.stem}_scenes')
     write_scenes(scenes, args.scenes, args.seed)
-    status = _run_model(folder / DEMO_MODEL, scenes, args.output)
-    with tempfile.TemporaryDirectory() as temporary:
-        cells = Path(temporary) / 'cells.png'
-        if not copy_cells(cells):
-            print_note("the picture of nuclei needs mahotas: pip install -e '.[demo]'")
-            return status
+    status = _run_model(folder / DEMO_MODEL, scenes, output)
+    first, last = (output.with_name(f'{output.stem}_scene_{number}{output.suffix}') for number in (1, args.scenes))
+    pictures = [str(first) if first == last else f'{first} to {last}']
+    results = [output.with_suffix('.json')]
+    cells = output.with_name(f'{output.stem}_cells.png')
+    if copy_cells(cells):
         picture = output.with_name(f'{output.stem}_nuclei{output.suffix}')
-        return _run_model(folder / NUCLEI_MODEL, cells, picture) or status
+        status = _run_model(folder / NUCLEI_MODEL, cells, picture) or status
+        pictures.append(str(picture))
+        results.append(picture.with_suffix('.json'))
+    else:
+        print_note("the picture of nuclei needs mahotas: pip install -e '.[demo]'")
+    if status == 0:
+        print_line(f'pictures: {", ".join(pictures)}; detections: {", ".join(map(str, results))}')
+    return status
 
 
 def _run_on_photo(args: argparse.Namespace, folder: Path, photo_url: str) -> int:

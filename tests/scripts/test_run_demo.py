@@ -169,6 +169,10 @@ def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_mahotas
     results = json.loads((tmp_path / 'out.json').read_text())
     assert {result['image_id'] for result in results} == {'scene_1', 'scene_2'}
     lines, notes = capsys.readouterr()
+    *lines, last = lines.splitlines()
+    scenes = [tmp_path / f'out_scene_{number}.png' for number in (1, 2)]
+    assert last == f'pictures: {scenes[0]} to {scenes[1]}; detections: {tmp_path / "out.json"}'
+    lines = '\n'.join(lines)
     assert "the picture of nuclei needs mahotas: pip install -e '.[demo]'\n" in notes
     assert not list(tmp_path.glob('*nuclei*.png'))
     assert [lines.count(f'scene_{number}.png') for number in (1, 2)] == [2, 2]  # the image and the picture
@@ -176,7 +180,7 @@ def test_every_scene_gets_a_picture_and_results(run_demo, demo_model, no_mahotas
     assert all(image.shape == (512, 512, 3) for image in images)
 
 
-def test_the_nuclei_of_cells_are_counted(run_demo, demo_model, cells, tmp_path, monkeypatch):
+def test_the_nuclei_of_cells_are_counted(run_demo, demo_model, cells, tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(demo, 'VISUALIZE_SCORE_THRESHOLD', 0.0)
     monkeypatch.setattr(Detections, 'draw', lambda self, image, **options: (seen.append((self, image)), image)[1])
@@ -189,13 +193,21 @@ def test_the_nuclei_of_cells_are_counted(run_demo, demo_model, cells, tmp_path, 
     assert set(nuclei.names) == {'nucleus'} and len(nuclei) > 100  # no limit: a picture has many nuclei
     assert (tmp_path / 'out_nuclei.png').exists()
     results = json.loads((tmp_path / 'out_nuclei.json').read_text())
-    assert {result['image_id'] for result in results} == {'cells'}
+    assert {result['image_id'] for result in results} == {'out_cells'}
+    *_, line, last = capsys.readouterr().out.splitlines()
+    source, _, rest = line.partition(': ')
+    np.testing.assert_array_equal(cv2.imread(source)[:, :, ::-1], cells)  # the line names a file that remains
+    assert rest.endswith(f' -> {tmp_path / "out_nuclei.png"}')
+    pictures, results = re.fullmatch('pictures: (.+); detections: (.+)', last).groups()
+    assert pictures.split(', ') == [str(tmp_path / f'out_{name}.png') for name in ('scene_1', 'nuclei')]
+    assert results.split(', ') == [str(tmp_path / f'{name}.json') for name in ('out', 'out_nuclei')]
 
 
 def test_a_missing_model_of_nuclei_is_an_error(run_demo, demo_model, cells, tmp_path, capsys):
     (demo_model / run_demo.NUCLEI_MODEL).unlink()
     assert run_demo.main(['--scenes', '1', '--output', str(tmp_path / 'out.png')], demo_model) == 1
-    assert 'nuclei_mobilenet_v1_fpn.npz: no such file' in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert 'nuclei_mobilenet_v1_fpn.npz: no such file' in captured.err and 'pictures: ' not in captured.out
     assert (tmp_path / 'out_scene_1.png').exists()
 
 
