@@ -28,13 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('--out', type=Path, default=ROOT / 'dist', help='folder, in which no other file may be')
     folder = parser.parse_args(argv).out
-    if folder.exists() and any(path.suffix not in ('.whl', '.gz') for path in folder.iterdir()):
-        parser.error(f'{folder}: the folder contains other files than archives; choose another one with --out')
+    if folder.exists() and not folder.is_dir():
+        parser.error(f'--out {folder}: is a file; name a folder, which may be missing')
     try:
+        if folder.exists() and any(path.suffix not in ('.whl', '.gz') for path in folder.iterdir()):
+            parser.error(f'{folder}: the folder contains other files than archives; choose another one with --out')
         for archive in build(folder):
             sys.stdout.write(f'{archive}\n')
     except subprocess.CalledProcessError as error:
         sys.stderr.write(f'make_dist: {" ".join(map(str, error.cmd))} failed; its error is printed above\n')
+        return 1
+    except OSError as error:  # such as --out below a file
+        sys.stderr.write(f'make_dist: {error.filename or folder}: {error.strerror or error}\n')
         return 1
     return 0
 

@@ -40,7 +40,7 @@ def release_notes(tag: str, root: Path = ROOT) -> str:
         root: The root of the repository.
 
     Raises:
-        ReleaseError: A file states another version or date, or the section is empty.
+        ReleaseError: A file is missing or states another version or date, or the section is empty.
     """
     version = _find(root, 'mask_rcnn/__init__.py', r"__version__ = '(.+)'", 'a version')[0]
     if tag != f'v{version}':
@@ -64,7 +64,13 @@ def release_notes(tag: str, root: Path = ROOT) -> str:
 
 def _find(root: Path, name: str, pattern: str, description: str) -> tuple[str, ...]:
     """Return the groups of the first line of a file that matches a pattern."""
-    match = re.search(rf'^{pattern}$', (root / name).read_text(encoding='utf-8'), re.MULTILINE)
+    try:
+        text = (root / name).read_text(encoding='utf-8')
+    except OSError as error:
+        raise ReleaseError(f'{name}: {error.strerror or error}') from error
+    except UnicodeDecodeError:
+        raise ReleaseError(f'{name}: is not UTF-8 text') from None
+    match = re.search(rf'^{pattern}$', text, re.MULTILINE)
     if match is None:
         raise ReleaseError(f'{name}: has no line with {description}')
     return match.groups()

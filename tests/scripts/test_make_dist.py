@@ -43,6 +43,19 @@ def test_other_files_in_the_folder_are_kept(tools, tmp_path, capsys):
     assert tools == []
 
 
+def test_a_file_is_no_folder(tools, tmp_path, capsys):
+    file = tmp_path / 'dist'
+    file.write_text('years')
+    with pytest.raises(SystemExit) as stop:
+        make_dist.main(['--out', str(file)])
+    assert stop.value.code == 2
+    assert f'error: --out {file}: is a file; ' in capsys.readouterr().err.splitlines()[-1]
+    assert make_dist.main(['--out', str(file / 'below')]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'make_dist: {file / "below"}: ')
+    assert tools == [] and file.read_text() == 'years'
+
+
 def test_a_failed_check_keeps_the_release_before(monkeypatch, tmp_path, capsys):
     def fail(*arguments):
         raise subprocess.CalledProcessError(1, ['python', *arguments])

@@ -64,6 +64,16 @@ def test_contradictions_are_one_line(release_notes, project, capsys, name, old, 
     assert out == '' and message in error and error.count('\n') == 1
 
 
+@pytest.mark.parametrize('name', ['mask_rcnn/__init__.py', 'CHANGELOG.md', 'CITATION.cff'])
+def test_missing_and_unreadable_files_are_one_line(release_notes, project, capsys, name):
+    (project / name).write_bytes(b'\xff\xfe')
+    assert release_notes.main(['v1.2.3'], project) == 1
+    assert capsys.readouterr() == ('', f'error: {name}: is not UTF-8 text\n')
+    (project / name).unlink()
+    assert release_notes.main(['v1.2.3'], project) == 1
+    assert capsys.readouterr() == ('', f'error: {name}: No such file or directory\n')
+
+
 def test_the_files_of_this_project_agree(release_notes, root):
     import mask_rcnn
 
