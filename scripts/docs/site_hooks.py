@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages that are files of the repository's root, and links that only the repository can follow."""
+"""Hooks of MkDocs: pages that are files of the repository's root, links, and the order of search results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Page -> the file of the root that it shows.  On GitHub, the page is a link to this file.
 ROOT_FILES = {'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
+
+#: Page -> the factor of its score in the search.  GitHub would show a front matter with ``boost`` as a table.
+SEARCH_BOOSTS = {'coming-from/detectron.md': 1.3}
 
 _PAGES = {Path(name): Path('docs', page) for page, name in ROOT_FILES.items()}
 
@@ -30,6 +33,8 @@ def on_config(config: Any) -> None:
 
 def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
     """Return the Markdown of a page: MkDocs calls this before it converts the page."""
+    if page.file.src_uri in SEARCH_BOOSTS:
+        page.meta['search'] = {'boost': SEARCH_BOOSTS[page.file.src_uri]}
     path = Path('docs', page.file.src_uri)
     if path.name in ROOT_FILES and path.parent == Path('docs'):
         path = Path(ROOT_FILES[path.name])

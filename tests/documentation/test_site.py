@@ -122,6 +122,27 @@ def test_the_site_names_no_resource_of_another_origin(site):
 
 
 @pytest.mark.slow
+def test_no_page_links_to_a_folder(site):
+    """A browser lists the files of a folder if the site is opened as files."""
+    link = re.compile(r'<a\b[^>]*?\bhref="?([^" >]+)')
+    pages = {path: link.findall(path.read_text(encoding='utf-8')) for path in site.rglob('*.html')}
+    assert len(pages) > 40 and all(pages.values())
+    targets = {(path, re.sub('[?#].*', '', target)) for path, found in pages.items() for target in found}
+    local = {(path, target) for path, target in targets if target and not re.match('[a-z]+:', target)}
+    folders = {(path.name, target) for path, target in local if not (path.parent / target.lstrip('/')).is_file()}
+    assert folders == set()
+
+
+@pytest.mark.slow
+def test_the_search_ranks_detectron_above_detectron2(site):
+    with running_chromium() as browser, opened_page(browser, (site / 'index.html').as_uri(), 'file://') as page:
+        page.locator('.md-search__input').press_sequentially('Detectron')
+        page.wait_for_selector('.md-search-result__link[href*="detectron.html"]', state='attached', timeout=60000)
+        first = page.locator('.md-search-result__link').first.get_attribute('href')
+        assert '/coming-from/detectron.html' in first
+
+
+@pytest.mark.slow
 def test_the_site_is_read_and_searched_as_files(site):
     with running_chromium() as browser, opened_page(browser, (site / 'index.html').as_uri(), 'file://') as page:
         page.locator('.md-search__input').press_sequentially('subdivisions')
