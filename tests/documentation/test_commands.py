@@ -88,6 +88,7 @@ def write_model(path, preset, target, **changes):
 #: File of a user -> the function that writes it.
 FILES = {
     'photo.jpg': lambda path: write_photo(path, 7),
+    'output_scenes/scene_1.png': lambda path: write_photo(path, 7),
     'photos/a.jpg': lambda path: write_photo(path, 8),
     'photos/b.jpg': lambda path: write_photo(path, 9),
     'clip.mp4': write_video,
