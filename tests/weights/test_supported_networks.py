@@ -53,7 +53,23 @@ def read_table(name: str) -> list[Row]:
     return [Row(row[0], dict(zip(titles[1:], row[1:], strict=True))) for row in rows]
 
 
-TABLE = read_table('docs/formats.md')
+def read_page() -> list[Row]:
+    """Return the rows of docs/formats.md: formats with the suffixes of their files, and the options of a training."""
+    text = (ROOT / 'docs' / 'formats.md').read_text(encoding='utf-8')
+    (table,) = re.findall(r'^\| network \| options \|\n\| ---[^\n]*\n((?:\|[^\n]*\n)+)', text, re.MULTILINE)
+    options = dict(re.findall(r'^\| (.*?) \| (.*) \|$', table, re.MULTILINE))
+    files, *rows = read_table('docs/formats.md')
+    titles = [f'{program} {suffixes}' for program, suffixes in files.cells.items()]
+    assert [row.title for row in rows] == list(options)
+    return [
+        Row(row.title, {**dict(zip(titles, row.cells.values(), strict=True)), OPTIONS: options[row.title]})
+        for row in rows
+    ]
+
+
+#: The title of the column of options.
+OPTIONS = '`--extractor`'
+TABLE = read_page()
 
 #: Writers of the files by the title of a column.
 WRITERS = {
@@ -171,8 +187,8 @@ def test_every_column_has_a_writer():
 
 @pytest.mark.parametrize('row', DETECTORS, ids=lambda row: row.title)
 def test_the_last_column_has_the_options_of_a_new_network(row):
-    networks, cell = list(networks_of(row).values()), row.cells['`--extractor`']
-    extractors = re.findall(r'`(\w+)`', cell)
+    networks, cell = list(networks_of(row).values()), row.cells[OPTIONS]
+    extractors = re.findall(r'`(?:--extractor )?(\w+)`', cell)
     assert extractors == [config.extractor for config in networks[: len(extractors)]] != []
     (fields,) = re.findall(r'--set ([^`]+)', cell) or ['']
     arguments = parser_of('train').parse_args(['--set', *fields.split()] if fields else [])
