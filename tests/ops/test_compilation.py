@@ -55,6 +55,7 @@ class SignalSender(event.Listener):
 
 def test_ctrl_c_during_a_compilation_is_raised_after_it(tmp_path, monkeypatch):
     """Numba's compiler calls Python from LLVM, which drops exceptions."""
+    numba.config.reload_config()  # the next compilation would otherwise do so if a test has changed the environment
     monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path))
     kernel, sender = jit(lambda x: x + 3), SignalSender()
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C

@@ -32,6 +32,7 @@ def new_messages():
 @pytest.fixture
 def load(tmp_path, monkeypatch):
     """Return a function that loads the kernel as a new process would."""
+    numba.config.reload_config()  # the next compilation would otherwise do so if a test has changed the environment
     monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path / 'cache'))
     (tmp_path / 'cached_kernels.py').write_text(SOURCE)
 
@@ -219,6 +220,7 @@ def test_a_cache_that_cannot_be_read_costs_only_time(load, tmp_path, caplog):
 
 def test_without_a_folder_every_process_compiles(load, tmp_path, monkeypatch, caplog):
     (tmp_path / 'file').write_text('')
+    numba.config.reload_config()  # the next compilation would otherwise do so if a test has changed the environment
     monkeypatch.setattr(numba.config, 'CACHE_DIR', str(tmp_path / 'file'))
     monkeypatch.setattr(kernel_cache._KernelFiles, '_locator_classes', kernel_cache._KernelFiles._locator_classes[:1])
     (tmp_path / 'cached_kernels.py').write_text(SOURCE + SOURCE[SOURCE.index('@') :].replace('triple', 'again'))
@@ -230,6 +232,7 @@ def test_without_a_folder_every_process_compiles(load, tmp_path, monkeypatch, ca
 
 
 def test_a_user_without_home_gets_no_folder_named_tilde(load, tmp_path, monkeypatch, caplog):
+    numba.config.reload_config()  # the next compilation would otherwise do so if a test has changed the environment
     monkeypatch.setattr(numba.config, 'CACHE_DIR', '')
     monkeypatch.setattr(kernel_cache._KernelFiles, '_locator_classes', [kernel_cache._UserFolder])
     monkeypatch.setattr('os.path.expanduser', lambda path: path)  # as for an unknown user without $HOME
