@@ -20,7 +20,7 @@ from mask_rcnn.io.folder_lock import lock_folder
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
 from mask_rcnn.models.builder import placeholder_names
-from mask_rcnn.targets.sampling import network_sampling
+from mask_rcnn.targets.sampling import Sampling, network_sampling
 from mask_rcnn.training.earlier_run import set_aside_run
 from mask_rcnn.training.schedule import Schedule, run_schedule
 from mask_rcnn.training.snapshot import BEST_MODEL
@@ -61,6 +61,7 @@ def train(
     lr: float | None = None,
     schedule: Schedule | None = None,
     roi_batch: int | None = None,
+    sampling: Sampling | None = None,
     eval_interval: int | None = None,
     frozen_stages: int = 0,
     **options: Any,
@@ -83,6 +84,7 @@ def train(
             Detectron's, 0.00125 for each image of the batch.
         schedule: The learning rates instead of ``lr``.
         roi_batch: RoIs sampled per image; ``None`` for the number of the model's dialect.
+        sampling: All sampling sizes and IoU thresholds instead of ``roi_batch``.
         eval_interval: Iterations between evaluations of ``val``; ``None`` for one at the end.
         frozen_stages: Number of frozen backbone stages.  For a model with pretrained weights, ``mask-rcnn train``
             freezes 2.
@@ -113,6 +115,8 @@ def train(
         schedule = run_schedule(RATE_PER_IMAGE * batch_size if lr is None else lr, iterations)
     elif lr is not None:
         raise ValueError('lr and schedule contradict each other')
+    if sampling is not None and roi_batch is not None:
+        raise ValueError('roi_batch and sampling contradict each other')
     if val_set is None and eval_interval:
         raise ValueError('eval_interval needs val, the evaluation data')
     settings = TrainingOptions(
@@ -120,7 +124,7 @@ def train(
         iterations=iterations,
         schedule=schedule,
         batch_size=batch_size,
-        sampling=network_sampling(model.config, roi_batch=roi_batch),
+        sampling=sampling or network_sampling(model.config, roi_batch=roi_batch),
         eval_interval=0 if val_set is None else eval_interval or iterations,
         frozen_stages=frozen_stages,
         **{'log_interval': max(1, min(100, iterations // 200)), **options},

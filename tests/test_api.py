@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import mask_rcnn
+from mask_rcnn import api
 from mask_rcnn.cli import train
 from mask_rcnn.datasets import COCODataset, UserDataset
+from mask_rcnn.targets import Sampling
 from mask_rcnn.training import plots
 from mask_rcnn.training.schedule import run_schedule, step_schedule
 from tests.support.models import VERY_NARROW
@@ -94,6 +96,26 @@ def test_a_dataset_of_files_is_used_as_it_is(tmp_path):
     assert truth['annotations'] == expected['annotations'] and len(truth['images']) == 4
 
 
+def test_the_sampling_is_that_of_the_run(tmp_path, monkeypatch):
+    """The run is not built: its settings are what the test compares."""
+
+    class Built(Exception):
+        pass
+
+    def build(model, train_set, settings, **options):
+        raise Built(settings.sampling)
+
+    monkeypatch.setattr(api, 'build_training_run', build)
+    model = mask_rcnn.build('mobilenet_v1_fpn', n_fg_class=2, width=0.25, **VERY_NARROW)
+    sampling = Sampling(rpn_batch=64, roi_foreground_iou=0.6)
+    found = []
+    for arguments in ({'sampling': sampling}, {'roi_batch': 8}):
+        with pytest.raises(Built) as caught:
+            mask_rcnn.train(model, Scenes(), iterations=1, out=tmp_path, **arguments)
+        found += caught.value.args
+    assert found[0] == sampling and found[1].roi_batch == 8
+
+
 def test_the_models_classes_are_those_of_the_data(tmp_path):
     small = {'width': 0.25, 'fpn_channels': 8, 'head_channels': 8, 'mask_channels': 8}
     with pytest.raises(ValueError, match='n_fg_class=3, but the dataset has 2 classes'):
@@ -112,6 +134,8 @@ def test_the_models_classes_are_those_of_the_data(tmp_path):
         mask_rcnn.train(model, Scenes(), val=val, iterations=1, out=tmp_path / 'new')
     with pytest.raises(ValueError, match='lr and schedule'):
         mask_rcnn.train(model, Scenes(), iterations=1, out=tmp_path, lr=1, schedule=run_schedule(1, 9))
+    with pytest.raises(ValueError, match='roi_batch and sampling'):
+        mask_rcnn.train(model, Scenes(), iterations=1, out=tmp_path, roi_batch=8, sampling=Sampling())
     with pytest.raises(TypeError, match='nonsense'):
         mask_rcnn.train(model, Scenes(), iterations=1, out=tmp_path, nonsense=1)
     assert not (tmp_path / 'new').exists()
