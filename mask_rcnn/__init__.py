@@ -1,6 +1,7 @@
 """Mask R-CNN on Chainer and CuPy: reproduces the detections of other programs with their weights.
 
-The programs are Detectron, Matterport's Mask R-CNN with its PyTorch ports, MindSpore, and DeNA's Chainer_Mask_R-CNN.
+The programs are Detectron, torchvision, detectron2, Matterport's Mask R-CNN with its PyTorch ports, MindSpore, and
+DeNA's Chainer_Mask_R-CNN.
 
     import mask_rcnn
 

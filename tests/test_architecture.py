@@ -101,7 +101,7 @@ def test_the_figure_has_every_package_once():
 
 
 def named_code(text):
-    """Return the pairs of a page: a function or class, and the file in which the page says it is."""
+    """Return the pairs of a page: a function or class, and the file in which the page locates it."""
     return re.findall(r'`([\w.]+)(?:\([^`]*\))?` in `(mask_rcnn/[\w/.]+\.py)`', text)
 
 

@@ -75,9 +75,7 @@ def _find_formats(source: Path, image_folder: Path | None) -> list[str]:
     """
     names = [name for name in FORMATS if get_importer(name).recognises(source)]
     if not names and image_folder is not None:
-        from mask_rcnn.datasets.importers import (
-            label_images,  # after the description in messages, which needs no OpenCV
-        )
+        from mask_rcnn.datasets.importers import label_images  # late, as in get_importer: it imports OpenCV
 
         names = ['label-images'] if label_images.recognises(source, image_folder) else []
     return names
