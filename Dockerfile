@@ -2,6 +2,7 @@
 #
 #   docker build -t mask-rcnn .
 #   docker build -t mask-rcnn:cuda12 --build-arg EXTRAS=serve,cuda12 .
+# An empty EXTRAS leaves out the server.
 #
 # Files are exchanged in /data, the current folder.  Any user id works; with yours, the outputs belong to you:
 #
@@ -22,7 +23,7 @@ COPY . .
 # pip and its cache stay in this stage.  Nothing is compiled here or later that needs a compiler in the image.
 RUN python -m venv --without-pip /opt/mask-rcnn \
     && pip --python /opt/mask-rcnn/bin/python --disable-pip-version-check install --no-cache-dir --no-compile \
-        -c constraints.txt ".[${EXTRAS}]"
+        -c constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
 # Bytecode and kernels belong to the times of the source files.  Whole seconds survive the transfer of an image.
 RUN find /opt/mask-rcnn -name '*.py' -exec touch -d "@$(date +%s)" {} + \
     && /opt/mask-rcnn/bin/python -m compileall -q /opt/mask-rcnn/lib/python*/site-packages/mask_rcnn
