@@ -17,6 +17,7 @@ from mask_rcnn.ops.masks import keypoints, paste_masks
 from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
 from mask_rcnn.ops.runtime import cuda_kernels
 from tests.support import cudnn_stand_in
+from tests.support.arrays import copy_with_strides
 
 
 class Backend:
@@ -31,8 +32,11 @@ class Backend:
         self.xp = cuda.cupy if name == 'cuda' else np
 
     def array(self, values):
-        """Return a NumPy array (or ``None``) as an array of this backend."""
-        return None if values is None else self.xp.asarray(values)
+        """Return a NumPy array (or ``None``) as an array of this backend, in the same memory layout."""
+        if values is None:
+            return None
+        is_copied = self.xp is not np and isinstance(values, np.ndarray)
+        return copy_with_strides(values, self.xp) if is_copied else self.xp.asarray(values)
 
     def numpy(self, values) -> np.ndarray:
         """Return an array or variable of this backend as a NumPy array."""

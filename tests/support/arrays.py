@@ -1,6 +1,9 @@
-"""Random inputs of operations."""
+"""Inputs of operations: random boxes, and arrays with a memory layout."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 
@@ -18,3 +21,21 @@ def random_boxes(rng: np.random.RandomState, *shape: int, limit: float = 60, min
     corners = rng.uniform(0, limit, (*shape, 2))
     sides = rng.uniform(min_side, max_side, (*shape, 2))
     return np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
+
+
+def copy_with_strides(array: np.ndarray, xp: Any) -> Any:
+    """Return a copy in another array module with the strides of a NumPy array, gaps included.
+
+    CuPy's ``asarray`` returns an array in C or Fortran order.
+
+    Args:
+        array: NumPy array whose strides are multiples of the element size.  A reversed axis becomes an ordinary one.
+        xp: NumPy or CuPy.
+    """
+    if not array.size or min(array.strides, default=0) < 0:
+        return xp.array(array)
+    last = sum((size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True))
+    memory = xp.zeros(math.ceil(last / array.itemsize) + 1, array.dtype)
+    copy = xp.lib.stride_tricks.as_strided(memory, array.shape, array.strides)
+    copy[...] = xp.array(array)
+    return copy
