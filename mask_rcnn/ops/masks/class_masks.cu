@@ -8,8 +8,7 @@ typedef float real;
 template <typename element>
 __device__ void compute(const element* logits, const int* labels, int n, int n_pixels, int n_classes, float* probs)
 {
-    const int index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (index < n)
+    for (int index = blockIdx.x * blockDim.x + threadIdx.x; index < n; index += gridDim.x * blockDim.x)
         probs[index] = (float)(tanh(
             load(logits[(long long)index * n_classes + labels[index / n_pixels]]) * 0.5) * 0.5 + 0.5);
 }
