@@ -9,6 +9,10 @@ from chainer.utils import type_check
 
 from mask_rcnn.ops.conv import affine_channel
 from mask_rcnn.ops.conv.affine_channel import affine_channel_2d, scale_output_channels
+from tests.support.arrays import copy_with_strides
+
+#: The axes ``(N, C, H, W)`` from the outermost in memory to the innermost.
+LAYOUTS = [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)]
 
 
 @pytest.fixture(scope='module')
@@ -61,21 +65,23 @@ def test_gradient_of_one_input_alone(rng, trained):
     np.testing.assert_allclose(inputs[trained].grad, expected[trained], rtol=1e-12)
 
 
-def test_half_precision_features_with_float32_parameters(rng):
+def test_half_precision_features_with_float32_parameters(rng, to_device):
     """Each gradient has the type of its input, as after frozen layers on a GPU."""
     inputs = [
-        chainer.Variable(array.astype(dtype))
+        chainer.Variable(to_device(array.astype(dtype)))
         for array, dtype in zip(random_problem(rng, np.asarray), ('f2', 'f4', 'f4'), strict=True)
     ]
     y = affine_channel_2d(*inputs)
-    y.grad = np.ones_like(y.array)
+    y.grad = y.xp.ones_like(y.array)
     y.backward()
-    x, scale, bias = (variable.array.astype(np.float64) for variable in inputs)
+    x, scale, bias = (cuda.to_cpu(variable.array).astype(np.float64) for variable in inputs)
     assert y.dtype == np.float16 and all(variable.grad.dtype == variable.dtype for variable in inputs)
-    np.testing.assert_allclose(y.array, x * scale[:, None, None] + bias[:, None, None], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        cuda.to_cpu(y.array), x * scale[:, None, None] + bias[:, None, None], rtol=2e-3, atol=2e-3
+    )
     gradients = np.broadcast_to(scale[:, None, None], x.shape), x.sum(axis=(0, 2, 3)), np.full(3, 40.0)
     for variable, expected in zip(inputs, gradients, strict=True):
-        np.testing.assert_allclose(variable.grad, expected, rtol=2e-3, atol=2e-2)
+        np.testing.assert_allclose(cuda.to_cpu(variable.grad), expected, rtol=2e-3, atol=2e-2)
     with pytest.raises(type_check.InvalidType):  # for other types the parameters must match
         affine_channel_2d(x, scale.astype(np.float32), bias.astype(np.float32))
 
@@ -93,7 +99,20 @@ def test_views(rng):
     np.testing.assert_array_equal(y.array, affine_channel_2d(x, scale, bias).array[:, ::-1, ::2])
 
 
-@pytest.mark.parametrize('layout', [(0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 3, 1)])
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_gpu_keeps_the_layout(rng, layout, dtype):
+    x, scale, bias = (array.astype(np.float32) for array in random_problem(rng, np.asarray))
+    x = x.astype(dtype)
+    stored = copy_with_strides(np.ascontiguousarray(x.transpose(layout)).transpose(np.argsort(layout)), cuda.cupy)
+    y = affine_channel_2d(stored, cuda.to_gpu(scale), cuda.to_gpu(bias)).array
+    assert y.dtype == dtype and y.strides == stored.strides
+    expected = x * scale[:, None, None] + bias[:, None, None]
+    np.testing.assert_allclose(cuda.to_cpu(y), expected, rtol=1e-3 if dtype == np.float16 else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
 def test_the_gpu_implementation_keeps_the_layout(rng, monkeypatch, layout):
     """CuPy's kernels return contiguous arrays and iterate in the order of the axes, so the axes are transposed."""
 
@@ -132,9 +151,9 @@ def test_wrong_types():
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_scaled_output_channels(rng, monkeypatch, dtype):
+def test_scaled_output_channels(rng, monkeypatch, to_device, dtype):
     monkeypatch.setattr(affine_channel, '_MIN_BYTES', 1)
     weight, scale = rng.standard_normal((300, 5, 3, 2)).astype(np.float32), rng.standard_normal(300).astype(dtype)
-    scaled = scale_output_channels(weight, scale)
+    scaled = scale_output_channels(to_device(weight), to_device(scale))
     assert scaled.dtype == dtype
-    np.testing.assert_array_equal(scaled, weight * scale[:, None, None, None])
+    np.testing.assert_array_equal(cuda.to_cpu(scaled), weight * scale[:, None, None, None])

@@ -120,6 +120,22 @@ def test_the_epilogue_in_every_layout(backend, rng, layout, residual_layout, wit
     np.testing.assert_array_equal(backend.numpy(term), residual)
 
 
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('e', 4e-3), ('f', 2e-6)])
+def test_memory_that_is_not_aligned(backend, rng, dtype, tolerance):
+    """A thread cannot load several channels at once from a view of a larger array that starts anywhere."""
+    x, gamma, beta, _ = problem(rng, (2, 16, 3, 5), dtype)
+    stored = backend.xp.zeros(x.size + 1, dtype)[1:].reshape(2, 3, 5, 16).transpose(0, 3, 1, 2)
+    stored[...] = backend.array(x)
+    inputs = [chainer.Variable(array) for array in (stored, backend.array(gamma), backend.array(beta))]
+    y = group_norm(*inputs, 4, EPS)
+    np.testing.assert_allclose(backend.numpy(y), formula(x, gamma, beta, 4), rtol=0, atol=tolerance)
+    y.grad = stored
+    y.backward()
+    gradients = (x * (formula(x, np.ones(16), np.zeros(16), 4))).sum(axis=(0, 2, 3)), x.sum(axis=(0, 2, 3), dtype='d')
+    for variable, expected in zip(inputs[1:], gradients, strict=True):
+        np.testing.assert_allclose(backend.numpy(variable.grad), expected, rtol=0, atol=10 * tolerance)
+
+
 def test_memory_is_reused_only_without_a_graph(backend, rng):
     x, gamma, beta, _ = problem(rng, (2, 16, 3, 5))
     stored = backend.array(
@@ -176,17 +192,20 @@ def test_numerical_gradients(backend, rng, layout):
     gradient_check.check_backward(function, inputs, gy, rtol=1e-6, atol=1e-7)
 
 
-def test_gradients_of_half_precision(backend, rng):
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize(('shape', 'groups'), PROBLEMS[:3])
+def test_gradients_of_half_precision(backend, rng, shape, groups, relu):
     """Each gradient has the type of its input."""
-    arrays = problem(rng, (2, 16, 5, 6), 'e')
-    gy = rng.uniform(-1, 1, (2, 16, 5, 6)).astype('e')
+    arrays = problem(rng, shape, 'e')
+    gy = (rng.uniform(-1, 1, shape) / shape[2]).astype('e')  # sums over thousands of pixels remain small
     inputs = [chainer.Variable(backend.array(array)) for array in arrays]
-    y = group_norm(*inputs[:3], 4, EPS, residual=inputs[3])
+    y = group_norm(*inputs[:3], groups, EPS, residual=inputs[3], relu=relu)
     y.grad = backend.array(gy)
     y.backward()
     exact = [chainer.Variable(array.astype('d')) for array in arrays]
-    expected = with_functions(*exact[:3], 4, residual=exact[3])
-    expected.grad = gy.astype('d')
+    expected = with_functions(*exact[:3], groups, residual=exact[3])
+    # Where the rounded result of ReLU is 0, so is its derivative.
+    expected.grad = gy.astype('d') * (backend.numpy(y) > 0 if relu else 1)
     expected.backward()
     for variable, other in zip(inputs, exact, strict=True):
         assert variable.grad.dtype == variable.dtype

@@ -180,6 +180,32 @@ def test_uploads_in_progress_are_not_overwritten():
     assert len(transfer._copies) == 1
 
 
+@pytest.mark.gpu
+def test_a_deleted_copy_to_the_host_does_not_overwrite_an_upload():
+    """Without its event, the upload would use the memory to which the GPU has not yet copied."""
+    xp = chainer.backends.cuda.cupy
+    matrix, uploaded = xp.zeros((8192, 8192), np.float32), []
+    for value in range(10):
+        matrix = matrix @ matrix
+        AsyncHostCopy(pack_arrays([xp.full((1024, 4), -1, np.float32)]))
+        uploaded.append(upload(np.full((1024, 4), value, np.float32), xp))
+    assert [(float(array.min()), float(array.max())) for array in uploaded] == [(value, value) for value in range(10)]
+
+
+@pytest.mark.gpu
+def test_copies_to_the_host_are_those_of_a_gpu(rng):
+    """Copies in progress, of several types, are read in another order; empty ones need no memory."""
+    xp = chainer.backends.cuda.cupy
+    sets = [some_arrays(rng) for _ in range(5)]
+    copies = [
+        AsyncHostCopy(pack_arrays([None if array is None else xp.asarray(array) for array in arrays]))
+        for arrays in sets
+    ]
+    for arrays, copy in reversed(list(zip(sets, copies, strict=True))):
+        assert_arrays(copy.wait(), arrays)
+    assert AsyncHostCopy(pack_arrays([xp.zeros((0, 4), np.float32)])).wait()[0].shape == (0, 4)
+
+
 def make_scalars(xp):
     """Return scalars of several types, and their values."""
     single = xp.asarray(np.array([0.1, 2.5], np.float32))
