@@ -149,6 +149,14 @@ def test_extreme_values(backend, dtype):
     np.testing.assert_array_equal(gradient, [[-1, 0, 0, 1]])
 
 
+@pytest.mark.parametrize('backend', ['emulated', pytest.param('cuda', marks=pytest.mark.gpu)], indirect=True)
+def test_denormal_gradients_are_0_on_a_gpu(backend):
+    """CuPy compiles kernels with ``-ftz=true``, and so does the emulator; the smallest normal number remains."""
+    x, indices, weights = np.ones((1, 2), 'f'), np.array([[0, 0], [0, 1]], 'i'), np.float32([1e-39, 2e-38])
+    _, gradient = run(backend, smooth_l1, x, indices, np.zeros(2, 'f'), weights, beta=0.0)
+    np.testing.assert_array_equal(gradient, [[0, np.float32(2e-38)]])
+
+
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_a_large_score_of_any_class_does_not_overflow(backend, dtype):
     """A block on a GPU has 256 threads."""
