@@ -124,15 +124,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope='session')
-def emulator(tmp_path_factory) -> CudaEmulator:
-    """The emulator of CUDA; the test processes share the compiled kernels."""
+def emulator(request, tmp_path_factory) -> CudaEmulator:
+    """The emulator of CUDA; the test processes and later runs share the compiled kernels."""
     if shutil.which('g++') is None:
         pytest.skip('no g++ to compile the kernels for the CPU')
-    folder = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        folder = folder.parent  # that of all workers
-    kernels = folder / 'kernels'
-    kernels.mkdir(exist_ok=True)
+    try:
+        kernels = request.config.cache.mkdir('emulated_kernels')
+    except (AttributeError, OSError):  # with "-p no:cacheprovider", or in a checkout that is not writable
+        kernels = tmp_path_factory.mktemp('kernels')
     return CudaEmulator(kernels)
 
 

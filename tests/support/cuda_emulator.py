@@ -7,6 +7,7 @@ code that prepares its arguments.  Unlike a real launch it checks the type of ea
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import subprocess
@@ -41,7 +42,7 @@ class CudaEmulator:
     """An emulator that compiles sources on demand.
 
     Args:
-        folder: The folder for compiled libraries, which other processes may use at the same time.
+        folder: The folder for compiled libraries, which other processes may use at the same time and later ones again.
         flags: Additional flags for g++, for example ``-fsanitize=address``.
     """
 
@@ -66,12 +67,18 @@ class CudaEmulator:
             kernels = cuda_kernels.read_source(source)
             text = f'#include "{_HEADER}"\n{kernels}\n{_launchers(kernels)}'
             flags = [*_FLAGS, *self._flags, f'-DREAL={cuda_kernels.c_type(dtype)}']
-            key = zlib.crc32('\n'.join([*flags, text]).encode())
+            key = zlib.crc32('\n'.join([*flags, text, _HEADER.read_text(), _compiler()]).encode())
             library = self._folder / f'{Path(source).stem}_{key:08x}.so'
             if not library.exists():
                 _compile(text, flags, library)
             self._libraries[source, dtype] = ctypes.CDLL(str(library))
         return self._libraries[source, dtype]
+
+
+@functools.lru_cache
+def _compiler() -> str:
+    """Return the version of g++, on which a compiled library depends."""
+    return subprocess.run(['g++', '--version'], check=True, capture_output=True, text=True).stdout
 
 
 def _compile(text: str, flags: list[str], library: Path) -> None:
@@ -80,6 +87,7 @@ def _compile(text: str, flags: list[str], library: Path) -> None:
     unfinished = library.with_suffix(f'.{os.getpid()}.so')
     cpp.write_text(text)
     subprocess.run(['g++', *flags, '-o', str(unfinished), str(cpp)], check=True)
+    cpp.unlink()
     unfinished.replace(library)
 
 
