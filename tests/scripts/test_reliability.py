@@ -62,7 +62,7 @@ def _unexpected(path):
 
 
 def _occupy(path):
-    np.ones(40_000_000)
+    np.ones(16_000_000)
 
 
 def _refuse(path):
@@ -121,12 +121,12 @@ def test_hanging_readers_are_replaced(load, tmp_path):
 
 def _collect_and_occupy(path):
     gc.collect()
-    np.ones(30_000_000)
+    np.ones(16_000_000)
 
 
 def test_memory_of_the_parent_hides_no_finding(load, tmp_path):
     """Neither garbage, which is released while a file is read, nor free blocks of the heap, which are used again."""
-    garbage = [np.ones(40_000_000)]
+    garbage = [np.ones(24_000_000)]
     garbage.append(garbage)
     blocks = [np.ones(1000) for _ in range(40_000)]
     end_of_the_heap = np.ones(1000)
