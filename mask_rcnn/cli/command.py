@@ -125,7 +125,7 @@ def run_and_report_errors(action: Callable[[], int], errors: tuple[type[Exceptio
     Args:
         action: Does the work; returns the exit status.
         errors: Types of errors whose message is a complete line.  :class:`UsageError`, :class:`OSError`,
-            :class:`MemoryError` and :class:`KeyboardInterrupt` are always caught.
+            :class:`MemoryError`, :class:`KeyboardInterrupt` and errors of CUDA and its libraries are always caught.
 
     Returns:
         The exit status: that of the action, 1 for a failed run, 2 for bad arguments or 130 after an interrupt.  A
@@ -149,3 +149,16 @@ def _run(action: Callable[[], int], errors: tuple[type[Exception], ...]) -> int:
         return report_error(f'not enough memory: {" ".join(str(error).split()) or "an array cannot be allocated"}')
     except KeyboardInterrupt:
         return report_error('interrupted', 130)
+    except Exception as error:
+        reason = _describe_gpu_error(error)
+        if reason is None:
+            raise
+        return report_error(reason)
+
+
+def _describe_gpu_error(error: Exception) -> str | None:
+    try:
+        from mask_rcnn.ops.runtime.gpu_errors import describe_gpu_error  # mask-rcnn doctor also runs without Chainer
+    except ImportError:
+        return None
+    return describe_gpu_error(error)
