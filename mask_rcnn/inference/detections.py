@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from mask_rcnn.ops.masks.crop import crop_mask
 from mask_rcnn.ops.masks.paste_masks import mask_runs, paste_masks
 from mask_rcnn.ops.masks.polygons import trace_crop
 from mask_rcnn.ops.masks.rle import encode_mask, encode_runs
+from mask_rcnn.ops.runtime.gpu_errors import memory_errors
 from mask_rcnn.ops.runtime.transfer import side_stream
 
 #: Approximate size in bytes of the masks that :meth:`Detections.iter_masks` pastes at a time.
@@ -176,11 +178,12 @@ class Detections:
 
     def _runs(self) -> list[np.ndarray]:
         """Return the runs of all masks (:func:`mask_rcnn.ops.masks.paste_masks.mask_runs`), from the GPU if set."""
-        if self.paste_device is None:
-            return mask_runs(self.mask_probs, self.boxes, self.size, **self._paste_options())
-        with side_stream(self.paste_device):
-            probs, boxes = map(self.paste_device.send, (self.mask_probs, self.boxes))
-            return mask_runs(probs, boxes, self.size, **self._paste_options())
+        if self.paste_device is not None:
+            # If the memory of the GPU is short, the CPU computes the same runs.
+            with contextlib.suppress(MemoryError), side_stream(self.paste_device), memory_errors():
+                probs, boxes = map(self.paste_device.send, (self.mask_probs, self.boxes))
+                return mask_runs(probs, boxes, self.size, **self._paste_options())
+        return mask_runs(self.mask_probs, self.boxes, self.size, **self._paste_options())
 
     def _paste_options(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`mask_rcnn.ops.masks.paste_masks.paste_masks`."""

@@ -17,6 +17,7 @@ from mask_rcnn.ops.runtime.array_pool import reuse_arrays
 from mask_rcnn.ops.runtime.cache import cache_features, cache_weights
 from mask_rcnn.ops.runtime.cuda_graph import graph_settings, run_as_graph
 from mask_rcnn.ops.runtime.device import uses_padding
+from mask_rcnn.ops.runtime.gpu_errors import memory_errors
 from mask_rcnn.ops.runtime.transfer import AsyncHostCopy, PackedArrays, pack_arrays
 from mask_rcnn.ops.runtime.weight_cache import keep_weight_cache
 from mask_rcnn.preprocessing.image_io import to_chw
@@ -165,7 +166,8 @@ class Predictor:
             :func:`mask_rcnn.preprocessing.image_transform.prepare_image`.
         """
         if uses_padding(self.network.device):
-            with chainer.using_device(self.network.device):  # a new thread has the first GPU as its current one
+            # A new thread has the first GPU as its current one.
+            with chainer.using_device(self.network.device), memory_errors():
                 return prepare_image_gpu(image, self.network.config, self.network.xp)
         x, transform = prepare_image(to_chw(image), self.network.config)
         return x[None], transform
@@ -204,6 +206,7 @@ class Predictor:
             # These contexts must not be open across a `yield`: the caller's code would run inside them.
             with (
                 chainer.using_device(network.device),
+                memory_errors(),
                 chainer.using_config('train', False),
                 chainer.no_backprop_mode(),
                 cache_weights(),

@@ -14,6 +14,7 @@ from chainer import training
 
 from mask_rcnn.io.console import escape
 from mask_rcnn.io.errors import OneLineError
+from mask_rcnn.ops.runtime.gpu_errors import memory_errors
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.failures import StateBeforeUpdate
 from mask_rcnn.training.optimizer import MomentumSGD
@@ -157,14 +158,16 @@ class SubdivisionUpdater(training.updaters.StandardUpdater):
     def _accumulate_with_retry(self, batch: Sequence, optimizer: Any) -> dict[str, Any]:
         """Accumulate the gradients; if memory is short, give up the CUDA graphs of this process and try again."""
         try:
-            return self._accumulate(batch, optimizer)
+            with memory_errors():
+                return self._accumulate(batch, optimizer)
         except MemoryError:
             disable_graphs = getattr(optimizer.target, 'disable_graphs', None)
             if disable_graphs is None or not disable_graphs():
                 raise
         gc.collect()  # the frames of the error refer to it and keep the arrays of the passes alive
         self._before.restore_statistics()
-        return self._accumulate(batch, optimizer)
+        with memory_errors():
+            return self._accumulate(batch, optimizer)
 
     def _accumulate(self, batch: Sequence, optimizer: Any) -> dict[str, Any]:
         """Accumulate the gradients of all passes; return the means of the reported values."""

@@ -264,6 +264,18 @@ def test_paste_device(rng):
         assert_same(copied, found)
 
 
+@pytest.mark.parametrize('error', [MemoryError('full'), RuntimeError('cudaErrorMemoryAllocation: out of memory')])
+def test_a_full_gpu_computes_no_runs(rng, error):
+    class Full:
+        xp = np
+
+        def send(self, array):
+            raise error
+
+    on_device = make(np.random.RandomState(0), paste_device=Full())
+    assert on_device.encode_masks() == make(rng).encode_masks()
+
+
 def test_to_coco(rng):
     found = make(
         rng,

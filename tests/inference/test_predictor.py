@@ -113,6 +113,22 @@ def test_batches_are_halved_until_they_fit_in_memory():
         Predictor(BrightnessNetwork(max_batch=0)).detect(images[:1])
 
 
+def test_a_batch_is_halved_if_a_library_of_cuda_lacks_memory(monkeypatch):
+    """CuPy's allocator raises ``MemoryError``, the libraries of CUDA raise others."""
+
+    def forward(network, x, transforms):
+        network.batches.append(len(x))
+        if len(x) > 1:
+            raise RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')
+        return whole(network, x, transforms)
+
+    whole = BrightnessNetwork.forward
+    monkeypatch.setattr(BrightnessNetwork, 'forward', forward)
+    network, images = BrightnessNetwork(), images_of_increasing_brightness(3)
+    assert len(Predictor(network).detect(images, batch_size=3)) == 3
+    assert network.batches[0] == 3 and network.batches.count(1) == 6  # each one is recorded twice
+
+
 def test_images_are_read_when_they_are_needed():
     """The default on the CPU is one image at a time: its detections do not wait for the next image."""
     predictor, (image,) = Predictor(BrightnessNetwork()), images_of_increasing_brightness(1)
