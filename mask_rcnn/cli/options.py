@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import chainer
+
 from mask_rcnn.cli.command import UsageError
 from mask_rcnn.config import C4_DIALECTS
 from mask_rcnn.config.fields import MAX_INT32, describe_value
@@ -246,4 +248,16 @@ def gpu_error(gpu: int) -> str | None:
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:
         return f'CUDA does not work ({" ".join(str(error).split())[:100]}); {DOCTOR}'
-    return None
+    return _chainer_error()
+
+
+def _chainer_error() -> str | None:
+    """Return the reason why Chainer does not use a CuPy that works, or ``None`` if it does.
+
+    Chainer also imports cuBLAS, which a kernel does not need.
+    """
+    cuda: Any = chainer.backends.cuda
+    if cuda.available:
+        return None
+    reason = ' '.join(str(getattr(cuda, '_resolution_error', None) or 'unknown reason').split())[:100]
+    return f'CuPy lacks a library ({reason}); {DOCTOR}'

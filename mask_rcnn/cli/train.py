@@ -29,7 +29,7 @@ from mask_rcnn.cli.evaluate import (
     reserved_folder,
 )
 from mask_rcnn.cli.initial_model import data_options, load_model, make_model
-from mask_rcnn.cli.options import check_precision, choose_device
+from mask_rcnn.cli.options import check_precision, choose_device, gpu_error
 from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.cli.train_options import configure
 from mask_rcnn.config import Config
@@ -201,9 +201,13 @@ def _set_aside_run(args: TrainArguments, communicator: Communicator) -> None:
 
 
 def _choose_gpu(args: TrainArguments, communicator: Communicator) -> int:
-    if args.communicator == 'pure_nccl':
-        return communicator.intra_rank
-    return -1 if args.communicator else choose_device(args.gpu)
+    if args.communicator != 'pure_nccl':
+        return -1 if args.communicator else choose_device(args.gpu)
+    number = communicator.intra_rank  # NCCL refuses two processes on one GPU
+    reason = gpu_error(number)
+    if reason is not None:
+        raise UsageError(f'--communicator pure_nccl: process {communicator.rank} needs GPU {number}: {reason}')
+    return number
 
 
 def _open_data(args: TrainArguments) -> tuple[Dataset, Dataset | None]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 import weakref
 
 import cv2
@@ -12,6 +13,11 @@ import pytest
 from PIL import Image
 
 import mask_rcnn
+
+# Chainer is importable only after mask_rcnn.
+# isort: split
+import chainer
+
 from mask_rcnn.cli import demo, network_options, options, pictures
 from mask_rcnn.cli import main as console
 from mask_rcnn.config import DENA, Config
@@ -613,6 +619,30 @@ def test_device_selection(monkeypatch, tmp_path, calls, capsys):
 
 def test_a_gpu_that_does_not_exist_is_an_error():
     assert options.gpu_error(99)
+
+
+def test_a_cupy_that_chainer_cannot_use_is_an_error(monkeypatch):
+    """CuPy runs kernels without cuBLAS; Chainer needs it, and states that CUDA is not available."""
+
+    class Device:
+        def __init__(self, gpu):
+            self.id = gpu
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime, Device=Device), arange=np.arange)
+    monkeypatch.setitem(sys.modules, 'cupy', cupy)
+    monkeypatch.setattr(chainer.backends.cuda, 'available', False)
+    monkeypatch.setattr(chainer.backends.cuda, '_resolution_error', ImportError('no\nlibcublas'), raising=False)
+    assert options.gpu_error(0) == 'CuPy lacks a library (no libcublas); "mask-rcnn doctor" states what is missing'
+    assert options.gpu_error(1) == 'there is only 1 CUDA device'
+    monkeypatch.setattr(chainer.backends.cuda, 'available', True)
+    assert options.gpu_error(0) is None
 
 
 def test_the_console_command(calls, tmp_path, capsys):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ import mask_rcnn
 import chainer
 
 from mask_rcnn.cli import evaluate, initial_model, options, train, train_arguments, train_options
-from mask_rcnn.cli.command import ArgumentParser, parse_command_line
+from mask_rcnn.cli.command import ArgumentParser, UsageError, parse_command_line
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.cli.train_arguments import TrainArguments
 from mask_rcnn.config import DETECTRON, MATTERPORT
@@ -718,6 +719,15 @@ def test_device_selection(fake_runs, monkeypatch, capsys):
     assert train.main(SHAPES[:-2]) == 0
     assert 'running on the CPU: CuPy is not installed' in capsys.readouterr().err
     assert '--gpu 0: CuPy is not installed' in refused(capsys, '--gpu', '0', given=SHAPES[:-2])
+
+
+def test_each_process_needs_a_gpu_of_its_own_for_nccl(monkeypatch):
+    monkeypatch.setattr(train, 'gpu_error', lambda gpu: None if gpu < 2 else 'there are only 2 CUDA devices')
+    args = SimpleNamespace(communicator='pure_nccl', gpu=None)
+    assert train._choose_gpu(args, SimpleNamespace(rank=5, intra_rank=1)) == 1
+    message = '^--communicator pure_nccl: process 6 needs GPU 2: there are only 2 CUDA devices$'
+    with pytest.raises(UsageError, match=message):
+        train._choose_gpu(args, SimpleNamespace(rank=6, intra_rank=2))
 
 
 def test_a_communicator_that_does_not_work(monkeypatch, capsys):
