@@ -11,6 +11,7 @@ import numpy as np
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.media.sources import FRAME_ERRORS, Frame
 from mask_rcnn.models import MaskRCNN
+from mask_rcnn.ops.runtime.gpu_errors import clear_frames
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Job:
         try:
             (self.detections,) = model.detect([self.pixels], batch_size=1)
         except FRAME_ERRORS as error:
+            clear_frames(error)  # this keeps the error until its frame is written
             self.error = error
 
 
@@ -98,10 +100,11 @@ def detect_frames(model: MaskRCNN, frames: Iterable[Frame], *, batch_size: int |
                 yield job
                 del job, detections  # free the memory before the next frame is read
         except FRAME_ERRORS:
-            for job in queue.pop_all():
-                if job.error is None:
-                    job.detect(model)
-                yield job
+            pass  # further work must wait for the end of this block: until then, the error keeps its arrays
         else:
             yield from queue.pop_unreadable()
             return
+        for job in queue.pop_all():
+            if job.error is None:
+                job.detect(model)
+            yield job

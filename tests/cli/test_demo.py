@@ -20,6 +20,7 @@ import chainer
 
 from mask_rcnn.cli import demo, network_options, options, pictures
 from mask_rcnn.cli import main as console
+from mask_rcnn.cli.demo_jobs import detect_frames
 from mask_rcnn.config import DENA, Config
 from mask_rcnn.inference.detections import Detections
 from mask_rcnn.media import sources
@@ -643,6 +644,37 @@ def test_a_cupy_that_chainer_cannot_use_is_an_error(monkeypatch):
     assert options.gpu_error(1) == 'there is only 1 CUDA device'
     monkeypatch.setattr(chainer.backends.cuda, 'available', True)
     assert options.gpu_error(0) is None
+
+
+class FullModel(FakeModel):
+    """A model whose memory is full as long as the arrays of a failed batch or of a failed image exist."""
+
+    def __init__(self):
+        super().__init__(0.05)
+        self.arrays = []
+
+    def iter_detections(self, images, *, batch_size=None):
+        features = np.zeros(3)
+        self.arrays.append(weakref.ref(features))
+        n_images = sum(1 for _ in images)
+        if n_images:
+            raise MemoryError(f'{n_images} images do not fit')
+        yield from ()
+
+    def detect(self, images, *, batch_size=None):
+        assert all(array() is None for array in self.arrays)
+        features = np.zeros(3)
+        if images[0].max() == 0:
+            self.arrays.append(weakref.ref(features))
+            raise MemoryError('too large')
+        return [self._detect_one(image) for image in images]
+
+
+def test_images_of_a_failed_batch_have_its_memory():
+    frames = [sources.Frame(None, np.full((3, 60, 80), value, np.float32)) for value in (0, 90, 0, 90)]
+    jobs = [*detect_frames(FullModel(), frames)]  # as long as jobs wait to be written
+    assert [str(job.error) for job in jobs] == ['too large', 'None', 'too large', 'None']
+    assert [len(jobs[i].detections) for i in (1, 3)] == [2, 2]
 
 
 def test_the_console_command(calls, tmp_path, capsys):
