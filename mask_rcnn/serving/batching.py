@@ -26,6 +26,7 @@ from mask_rcnn.inference.predictor import GPU_BATCH_SIZE
 from mask_rcnn.ops.cudnn_frontend import using_precision
 from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.ops.runtime.device import uses_padding
+from mask_rcnn.ops.runtime.gpu_errors import clear_frames, has_failed, is_gpu_error
 from mask_rcnn.preprocessing.image_transform import input_transform
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class DetectionThread:
         self._warms_up = warm_up
         self._condition = threading.Condition()
         self._waiting: deque[_Job] = deque()
-        self._is_closed = False
+        self._is_closed = self._gpu_has_failed = False
         self._thread = threading.Thread(target=self._run, name='detection', daemon=True)
 
     def __enter__(self) -> DetectionThread:
@@ -103,8 +104,8 @@ class DetectionThread:
 
     @property
     def is_alive(self) -> bool:
-        """True if the thread runs."""
-        return self._thread.is_alive()
+        """True if the thread runs and its GPU works: one that has failed works again in another process only."""
+        return self._thread.is_alive() and not self._gpu_has_failed
 
     @property
     def n_waiting(self) -> int:
@@ -148,6 +149,8 @@ class DetectionThread:
             detections = found if len(found) else _make_detections(self._model)
             detections.to_coco(0)
             detections.draw(pixels)
+        except MemoryError as error:
+            _logger.warning('the detection in an image of noise failed: not enough memory: %s', error)
         except Exception:
             _logger.exception('the detection in an image of noise failed')
 
@@ -164,13 +167,16 @@ class DetectionThread:
             for detections in self._model.iter_detections(self._take_images(begun), batch_size=self.batch_size):
                 begun.popleft().future.set_result(detections)
         except Exception:
-            while begun:
-                self._detect_alone(begun.popleft())
+            pass  # further work must wait for the end of this block: until then, the error keeps its arrays
+        while begun:
+            self._detect_alone(begun.popleft())
 
     def _detect_alone(self, job: _Job) -> None:
         try:
             (detections,) = self._model.detect([job.pixels], batch_size=1)
         except Exception as error:
+            clear_frames(error)  # the request keeps the error until it is answered
+            self._gpu_has_failed = is_gpu_error(error) and has_failed(self._model.device)
             job.future.set_exception(error)
         else:
             job.future.set_result(detections)

@@ -1,16 +1,24 @@
 """The queue, batches, time limits, disconnections and the end of a server."""
 
+import contextlib
 import io
 import logging
 import re
 import socket
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+import mask_rcnn  # noqa: F401  (makes Chainer importable, so it comes first)
+
+# isort: split
+import chainer
 
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.serving import guard
@@ -80,6 +88,78 @@ def test_an_error_of_one_image_does_not_concern_the_others():
         with pytest.raises(ValueError, match='refuses'):
             futures[1].result(10)
         assert worker.is_alive
+
+
+class FullModel(GatedModel):
+    """A model on a device whose memory is full as long as the arrays of a failed batch exist."""
+
+    def __init__(self):
+        super().__init__()
+        self.arrays = []
+
+    def iter_detections(self, images, *, batch_size=None):
+        features = np.zeros(3)
+        self.arrays.append(weakref.ref(features))
+        raise MemoryError(f'{sum(1 for _ in images)} images do not fit')
+        yield
+
+    def detect(self, images, *, batch_size=None):
+        assert all(array() is None for array in self.arrays)
+        return super().detect(images)
+
+    def _detect(self, image):
+        features = np.zeros(3)
+        if image[0, 0, 0] in self.errors:
+            self.arrays.append(weakref.ref(features))
+        return super()._detect(image)
+
+
+def test_images_of_a_failed_batch_have_its_memory():
+    """The error of the batch, and that of an image, which its request keeps, do not keep their arrays."""
+    model = FullModel()
+    model.errors = {2: MemoryError('too large')}
+    with DetectionThread(model, batch_size=3, warm_up=False) as worker:
+        futures = [worker.submit(image(value)) for value in (1, 2, 3)]
+        assert futures[0].result(10) and futures[2].result(10)
+        with pytest.raises(MemoryError, match='too large'):
+            futures[1].result(10)
+
+
+def test_a_gpu_that_has_failed_is_a_bad_health():
+    """Only another process can use it again: the program that starts the server must know."""
+
+    class Device:
+        xp = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(deviceSynchronize=lambda: raise_next())))
+        create_context = staticmethod(contextlib.nullcontext)
+
+    def raise_next():
+        if failures:
+            raise failures.pop()
+
+    error_type = type('CUDARuntimeError', (RuntimeError,), {'__module__': 'cupy_backends.cuda.api.runtime'})
+    model, failures = GatedModel(), []
+    with RunningServer(model) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chainer, 'using_device', lambda device: device.create_context())
+        patch.setattr(model, 'device', Device)
+        model.errors = {1: error_type('cudaErrorInvalidValue'), 2: error_type('cudaErrorIllegalAddress')}
+        assert post(server, 1).status_code == 500
+        assert httpx.get(f'{server.url}healthz').status_code == 200  # the next call works
+        failures.append(model.errors[2])
+        assert post(server, 2).status_code == 500
+        answer = httpx.get(f'{server.url}healthz')
+        assert (answer.status_code, answer.json()) == (503, {'status': 'failed'})
+
+
+def test_a_warm_up_without_memory_is_one_line(caplog):
+    model = GatedModel()
+    model.errors = {value: MemoryError('8 bytes') for value in range(256)}
+    with DetectionThread(model) as worker:
+        wait_until(lambda: worker.is_ready)
+        model.errors = {}
+        assert worker.submit(image(1)).result(10)
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING' and record.exc_info is None
+    assert record.getMessage() == 'the detection in an image of noise failed: not enough memory: 8 bytes'
 
 
 def test_cancelled_images_are_skipped():
