@@ -12,6 +12,7 @@ from chainer import training
 from mask_rcnn.inference.resize import resize_detections
 from mask_rcnn.io.wording import counted
 from mask_rcnn.models import MaskRCNN
+from mask_rcnn.ops.runtime.cache import cache_weights
 from mask_rcnn.preprocessing.image_io import to_pixels
 from mask_rcnn.training.tensorboard import TensorBoard
 from mask_rcnn.visualization.pictures import resize_picture
@@ -68,8 +69,11 @@ class ExampleDetections(training.Extension):
             self._examples.append(self._read(number, index))
 
     def __call__(self, trainer: training.Trainer) -> None:
-        for example in self._examples:
-            self._tensorboard.add_image(example.tag, self._draw(example), trainer.updater.iteration)
+        # Without the context, the model would keep derived weights and CUDA graphs until the next evaluation, in memory
+        # of the GPU that the training needs.
+        with cache_weights():
+            for example in self._examples:
+                self._tensorboard.add_image(example.tag, self._draw(example), trainer.updater.iteration)
 
     def _read(self, number: int, index: int) -> _ExamplePicture:
         # Imported late: most runs draw nothing.

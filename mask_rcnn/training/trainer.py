@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import chainer
 import numpy as np
 from chainer import training
 
@@ -21,6 +22,7 @@ from mask_rcnn.datasets.transforms import TrainingTransform
 from mask_rcnn.inference.save import model_meta
 from mask_rcnn.io.console import print_line, print_lines, print_warning
 from mask_rcnn.models import MaskRCNN
+from mask_rcnn.ops.runtime.weight_cache import drop_weight_cache
 from mask_rcnn.targets.sampling import Sampling
 from mask_rcnn.training.distributed import Communicator
 from mask_rcnn.training.divergence import DivergenceWarning
@@ -151,9 +153,11 @@ class TrainingRun:
             mask_rcnn.training.distributed.ProcessError: Another process has failed.
             KeyboardInterrupt: After the second stop signal.
         """
-        start = self.trainer.updater.iteration
+        start, target = self.trainer.updater.iteration, self.trainer.updater.get_optimizer('main').target
         # No NumPy warnings: the updater checks the losses and names the images of the batch.
-        with self.signal_handler.installed(), np.errstate(over='ignore', invalid='ignore'):
+        ignored = np.errstate(over='ignore', invalid='ignore')
+        # The model may be on another GPU than the current one of this thread.
+        with self.signal_handler.installed(), ignored, chainer.using_device(target.device):
             try:
                 self.trainer.run(show_loop_exception_msg=False)
             except BaseException as error:
@@ -206,6 +210,7 @@ def build_training_run(
     conventions = model.config.dialect.training
     options = _fill_in(options, conventions)
     freeze(model, freeze_bn=options.freeze_bn, stages=options.frozen_stages)
+    drop_weight_cache(model)  # earlier predictions have filled it, and the training needs the memory of a GPU
     chain = MaskRCNNTrainChain(model, sampling=options.sampling, gamma=options.gamma)
     chain.to_device(model.device)
     communicator.broadcast(chain)

@@ -92,6 +92,28 @@ def raiser(error):
     return raise_error
 
 
+class RecordingDevice(chainer.backend.CpuDevice):
+    """A device that counts how often it is the current one of a thread at the same time."""
+
+    depth = 0
+
+    @contextlib.contextmanager
+    def create_context(self):
+        type(self).depth += 1
+        yield
+        type(self).depth -= 1
+
+
+def test_the_device_of_the_model_is_the_current_one_during_a_run(tmp_path):
+    """A model can be on another GPU than the current one of its thread, which kernels would use."""
+    run, depths = make_run(tmp_path, 2), []
+    chain = chain_of(run)
+    chain._device = RecordingDevice()
+    chain.failure = lambda: depths.append(RecordingDevice.depth)
+    run.start()
+    assert depths == [1, 1] and RecordingDevice.depth == 0
+
+
 FAILURES = {
     'image': (ExampleError('x.jpg: No such file'), raiser),
     'memory': (MemoryError(), raiser),

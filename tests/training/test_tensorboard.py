@@ -10,6 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
+import mask_rcnn  # noqa: F401  (makes Chainer importable, so it comes first)
+
+# isort: split
+import chainer
+
 from mask_rcnn.cli import train
 from mask_rcnn.cli.dataset_options import N_GENERATED
 from mask_rcnn.datasets import ShapesDataset
@@ -252,6 +257,7 @@ class PerfectModel:
     """Detects one object of the whole image, with a score of 0.9, and one with a score of 0.4."""
 
     def detect(self, images):
+        assert chainer.config.weight_cache is not None  # otherwise a GPU keeps derived weights and graphs
         (image,) = images
         size = image.shape[1:]
         boxes = np.array([(0, 0, size[0] - 1, size[1] - 1), (0, 0, 5, 5)], np.float32)

@@ -120,7 +120,11 @@ class RecordingTrainChain(MaskRCNNTrainChain):
         """Return the intermediate results of one image; nothing is updated except batch statistics."""
         self._record = TrainingRecord()
         # With backprop, as in training: without it, layers use functions that round differently.
-        with chainer.using_config('train', True), chainer.using_config('enable_backprop', True):
+        with (
+            chainer.using_device(self.device),
+            chainer.using_config('train', True),
+            chainer.using_config('enable_backprop', True),
+        ):
             self._losses_of_group([example])
         return self._record
 
