@@ -21,6 +21,8 @@ patch                                  why                                      
 ``chainercv...bbox._nms_gpu_post``     the C extension does not compile                 Python 3.11
 ``cupy.cuda.cublas`` (while importing) ``chainer.backends.cuda`` binds it               CuPy 14
 "cuDNN is not enabled" (silenced)      CuPy no longer has cuDNN bindings                CuPy 14
+"nccl library could not be loaded"     Chainer imports NCCL, which few runs need        CuPy 13
+(silenced while importing)
 ``cuda_fp16.h`` for two kernels of     ``<cupy/carray.cuh>`` no longer includes it,     CuPy 14
 ChainerMN                              and they use ``half``
 =====================================  ===============================================  ==================

@@ -41,6 +41,8 @@ _HALF_KERNELS = ('_cupy_batched_pack_params', '_cupy_batched_unpack_params')
 
 #: The start of Chainer's advice to reinstall CuPy for cuDNN.  It is misleading: CuPy 14 has no cuDNN bindings.
 _CUDNN_ADVICE = 'cuDNN is not enabled'
+#: The start of CuPy's warning of ten lines where NCCL, which only the training on several GPUs needs, is missing.
+_NCCL_ADVICE = r'\s*nccl library could not be loaded'
 
 
 @contextlib.contextmanager
@@ -163,7 +165,7 @@ def _cupy_cublas():
 
 @contextlib.contextmanager
 def _silence_import_warnings():
-    """Silence Chainer's warnings about CuPy versions after 7 and its cuDNN, and Python's about ChainerCV's syntax."""
+    """Silence the warnings about CuPy versions after 7, its cuDNN and NCCL, and Python's about ChainerCV's syntax."""
     key = 'CHAINER_WARN_VERSION_MISMATCH'
     before = os.environ.get(key)
     os.environ[key] = '0'
@@ -172,6 +174,7 @@ def _silence_import_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)
             warnings.simplefilter('ignore', SyntaxWarning)
             warnings.filterwarnings('ignore', _CUDNN_ADVICE)
+            warnings.filterwarnings('ignore', _NCCL_ADVICE)
             yield
     finally:
         if before is None:

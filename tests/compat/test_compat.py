@@ -215,3 +215,11 @@ def test_kernels_of_chainermn_compile_without_cupys_header(mended_kernels, tmp_p
     for code in mended_kernels.values():
         assert compile_source(code).returncode == 0
         assert '"half" is undefined' in compile_source(code.replace('#include <cuda_fp16.h>', '')).stderr
+
+
+def test_only_the_advice_about_nccl_is_silenced(recwarn):
+    """CuPy warns where Chainer imports ``cupy.cuda.nccl`` and the library is missing."""
+    with install._silence_import_warnings():
+        for text in ('\nnccl library could not be loaded.\n\nReason: ImportError (libnccl.so.2)\n', 'something else'):
+            warnings.warn(text, UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ['something else']
