@@ -305,6 +305,8 @@ def _cudnn() -> Facts:
 def _nccl() -> Facts:
     from cupy.cuda import nccl
 
+    if not getattr(nccl, 'available', True):  # CuPy 14: an empty module
+        from cupy_backends.cuda.libs import nccl  # raises the reason
     return {'version': nccl.get_version()}
 
 

@@ -397,3 +397,25 @@ def test_a_section_that_cannot_be_described_does_not_end_the_report(monkeypatch)
     assert sections['GPU'].text == 'not described'
     assert 'KeyError' in sections['GPU'].advice[0].text
     assert exit_status(list(sections.values())) == 0
+
+
+def test_a_missing_nccl_is_named(monkeypatch):
+    """Then ``cupy.cuda.nccl`` of CuPy 14 is an empty module; the import from ``cupy_backends`` raises the reason."""
+
+    class Libraries(types.ModuleType):
+        def __getattr__(self, name):
+            raise ImportError('Failure finding "libnccl.so.2"')
+
+    empty, whole = (types.SimpleNamespace(available=available) for available in (False, True))
+    whole.get_version = lambda: 22800
+    cupy_cuda = types.ModuleType('cupy.cuda')
+    monkeypatch.setitem(sys.modules, 'cupy', types.ModuleType('cupy'))
+    monkeypatch.setitem(sys.modules, 'cupy.cuda', cupy_cuda)
+    for name in ('cupy_backends', 'cupy_backends.cuda'):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, 'cupy_backends.cuda.libs', Libraries('cupy_backends.cuda.libs'))
+    cupy_cuda.nccl = whole
+    assert probes.PROBES['nccl']() == {'version': 22800}
+    cupy_cuda.nccl = empty
+    with pytest.raises(ImportError, match='Failure finding'):
+        probes.PROBES['nccl']()
