@@ -16,6 +16,7 @@ from mask_rcnn.io.console import print_note
 from mask_rcnn.io.wording import counted
 from mask_rcnn.ops.cudnn_frontend import PRECISIONS, is_available, precision_error
 from mask_rcnn.ops.runtime.device import DOCTOR, get_device
+from mask_rcnn.ops.runtime.gpu_errors import is_out_of_memory
 
 #: The type of the method ``add_argument`` of a parser or an argument group.
 AddArgument = Callable[..., argparse.Action]
@@ -247,7 +248,10 @@ def gpu_error(gpu: int) -> str | None:
         with cupy.cuda.Device(gpu):
             int((cupy.arange(2) + 1).sum())  # compiles and runs a kernel
     except Exception as error:
-        return f'CUDA does not work ({" ".join(str(error).split())[:100]}); {DOCTOR}'
+        reason = ' '.join(str(error).split())[:100]
+        if is_out_of_memory(error):
+            return f'its memory is full ({reason}); nvidia-smi lists the programs that use it'
+        return f'CUDA does not work ({reason}); {DOCTOR}'
     return _chainer_error()
 
 

@@ -644,6 +644,13 @@ def test_a_cupy_that_chainer_cannot_use_is_an_error(monkeypatch):
     assert options.gpu_error(1) == 'there is only 1 CUDA device'
     monkeypatch.setattr(chainer.backends.cuda, 'available', True)
     assert options.gpu_error(0) is None
+    cupy.arange = lambda n: fail(MemoryError('Out of memory allocating 512 bytes'))
+    reason = options.gpu_error(0)
+    assert reason.startswith('its memory is full (Out of memory allocating 512 bytes); nvidia-smi lists the programs')
+
+
+def fail(error):
+    raise error
 
 
 class FullModel(FakeModel):

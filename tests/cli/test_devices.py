@@ -197,6 +197,7 @@ def test_a_command_with_a_full_memory_ends_with_one_line(gpu, folder, capsys, mo
     loaded = mask_rcnn.load(folder / 'model.npz', gpu=gpu)
     loaded.detect([folder / 'images' / '01.png'])  # cuDNN's own test needs memory as well
     monkeypatch.setattr('mask_rcnn.cli.network_options.load', lambda *arguments, **options: loaded)
+    monkeypatch.setattr('mask_rcnn.cli.demo.choose_shared_device', lambda number, communicator: number)  # also needs it
     with full_memory(loaded):
         words = ['--image', folder / 'images' / '00.png', '--modelfile', folder / 'model.npz', '--gpu', gpu]
         assert cli.main([*map(str, ['demo', *words])]) == 1
