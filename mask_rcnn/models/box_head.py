@@ -17,6 +17,7 @@ from mask_rcnn.ops.boxes.boxes import clip_boxes, decode_boxes
 from mask_rcnn.ops.boxes.nms import GroupShift
 from mask_rcnn.ops.boxes.proposals import select_detections
 from mask_rcnn.ops.conv.average_pooling import global_average_pooling_2d
+from mask_rcnn.ops.runtime.array import get_array_module
 from mask_rcnn.ops.runtime.device import uses_padding
 
 
@@ -59,10 +60,9 @@ class BoxHead(chainer.Chain):
                 proposals, split_by_image(probs, proposals), split_by_image(deltas, proposals), transforms, strict=True
             )
         ]
-        boxes, labels, scores = map(list, zip(*detections, strict=True))
         if uses_padding(self.device) and not self.config.max_detections:
-            n_rows = max(max(int((image_scores > -np.inf).sum()) for image_scores in scores), 1)
-            boxes, labels, scores = ([array[:n_rows] for array in arrays] for arrays in (boxes, labels, scores))
+            detections = _with_equal_rows(detections)
+        boxes, labels, scores = map(list, zip(*detections, strict=True))
         return boxes, labels, scores
 
     def _classify(self, features, rois, roi_indices):
@@ -133,6 +133,27 @@ class BoxHead(chainer.Chain):
             'keep_ties': dialect.detections.keep_ties,
             'last_of_ties_first': dialect.boxes.last_of_ties_first,
         }
+
+
+def _with_equal_rows(detections):
+    """Return padded detections with one number of rows: the largest number of detections of an image, at least 1.
+
+    Without a limit, the rows of an image are its candidates, most of which NMS suppresses.
+
+    Args:
+        detections: For each image, boxes ``(R, 4)``, labels ``(R,)`` and scores ``(R,)``; padding rows come last.
+    """
+    n_rows = max(1, *(int((scores > -np.inf).sum()) for _, _, scores in detections))
+    paddings = np.nan, 0, -np.inf
+    return [tuple(map(_with_rows, image, [n_rows] * 3, paddings)) for image in detections]
+
+
+def _with_rows(array, n_rows, padding):
+    """Return the first rows of an array, with padding after its last one."""
+    xp, n_missing = get_array_module(array), n_rows - len(array)
+    if n_missing <= 0:
+        return array[:n_rows]
+    return xp.concatenate([array, xp.full((n_missing, *array.shape[1:]), padding, array.dtype)])
 
 
 def _box_decoding(transform, dialect) -> padded_selection.BoxDecoding:

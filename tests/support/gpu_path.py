@@ -11,15 +11,21 @@ from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.boxes import nms, padded_selection, top_k
 from mask_rcnn.ops.conv import group_norm
 from mask_rcnn.ops.losses import elementwise, softmax
-from mask_rcnn.ops.masks import class_masks
-from mask_rcnn.ops.roi import roi_align
+from mask_rcnn.ops.masks import class_masks, keypoints
+from mask_rcnn.ops.roi import crop_and_resize, roi_align, roi_max_pooling
+from mask_rcnn.training import train_chain
 from tests.support import cudnn_stand_in
 
 
 class ArrayModule:
-    """NumPy under another name, which code does not take for the CPU's array module."""
+    """NumPy under another name, which code does not take for the CPU's array module.
+
+    It has no functions whose results have a shape that depends on values: CUDA graphs cannot capture them.
+    """
 
     def __getattr__(self, name):
+        if name in ('argwhere', 'compress', 'flatnonzero', 'nonzero', 'unique'):
+            raise AssertionError(f'the host waits for the GPU in {name}')
         return getattr(np, name)
 
 
@@ -42,7 +48,7 @@ def on_gpu(monkeypatch, emulator):
             monkeypatch.setattr(module_name, 'convolve', convolve)
             monkeypatch.setattr(module_name, 'select_path', select_path)
         monkeypatch.setattr(keypoint_head, 'select_path', select_path)
-        for user in (box_head, keypoint_head, predictor, rpn):
+        for user in (box_head, keypoint_head, predictor, rpn, train_chain):
             monkeypatch.setattr(user, 'uses_padding', lambda device: True)
         monkeypatch.setattr(
             mobilenet_v1,
@@ -52,18 +58,28 @@ def on_gpu(monkeypatch, emulator):
             ),
         )
         monkeypatch.setattr(roi_pooling, 'get_array_module', lambda *_: module)
-        monkeypatch.setattr(
-            roi_align,
-            'check_arguments',
-            lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
-        )
-        monkeypatch.setattr(roi_align._RoIAlign, 'forward_cpu', roi_align._RoIAlign.forward_gpu)
-        for function in (group_norm.GroupNormFunction, group_norm.GroupNormGradient):
+        for pooling in (crop_and_resize, roi_align, roi_max_pooling):
+            monkeypatch.setattr(
+                pooling,
+                'check_arguments',
+                lambda x, rois, indices, step: (np.ascontiguousarray(rois, 'f'), np.ascontiguousarray(indices, 'i')),
+            )
+        for function in (
+            crop_and_resize._CropAndResize,
+            crop_and_resize._CropAndResizeGrad,
+            group_norm.GroupNormFunction,
+            group_norm.GroupNormGradient,
+            roi_align._RoIAlign,
+            roi_align._RoIAlignGrad,
+            roi_max_pooling._RoIMaxPooling,
+            roi_max_pooling._RoIMaxPoolingGrad,
+        ):
             monkeypatch.setattr(function, 'forward_cpu', function.forward_gpu)
         for loss in (elementwise._SelectedLoss, softmax._SoftmaxCrossEntropy):
             monkeypatch.setattr(loss, 'forward_cpu', loss.forward_gpu)
         monkeypatch.setattr(elementwise._SelectedLoss, 'gradient_cpu', elementwise._SelectedLoss.gradient_gpu)
         monkeypatch.setattr(class_masks, 'probs_cpu', class_masks.probs_gpu)
+        monkeypatch.setattr(keypoints, 'decode_cpu', keypoints.decode_gpu)
         monkeypatch.setattr(nms, 'nms_cpu', nms.nms_gpu)
         monkeypatch.setattr(padded_selection, 'is_supported', lambda array: True)
         monkeypatch.setattr(top_k, 'top_k_indices_cpu', top_k.top_k_indices_gpu)
