@@ -80,9 +80,8 @@ class RoIPooling:
     def _pool_max_or_crop(self, features, rois, roi_indices):
         if len(self.strides) == 1:
             return self._pool(features[0], rois, roi_indices, self.strides[0])
-        if get_array_module(rois) is not np and not chainer.config.enable_backprop:
-            return self._pool_all_levels_masked(features, rois, roi_indices)
-        return self._pool_by_level(features, rois, roi_indices)
+        pool = self._pool_by_level if get_array_module(rois) is np else self._pool_all_levels_masked
+        return pool(features, rois, roi_indices)
 
     def _pool_by_level(self, features, rois, roi_indices):
         """Pool the RoIs level by level, and restore their order."""
@@ -100,8 +99,8 @@ class RoIPooling:
     def _pool_all_levels_masked(self, features, rois, roi_indices):
         """Pool all RoIs from every level, with zeros for the RoIs of other levels, and add the results.
 
-        For GPUs: the number of RoIs of a level would have to be copied to the host first.  For a RoI with image
-        index -1 the kernel only writes zeros.
+        For GPUs: the number of RoIs of a level would have to be copied to the host first, which waits for the GPU and
+        cannot be captured as a CUDA graph.  For a RoI with image index -1 the kernel only writes zeros.
         """
         xp, levels = get_array_module(rois), self.levels(features, rois)
         pooled = [
