@@ -14,7 +14,7 @@ import pytest
 from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
-from mask_rcnn.ops.cudnn_frontend import PRECISIONS, frontend, graphs, libraries
+from mask_rcnn.ops.cudnn_frontend import PRECISIONS, convolution, frontend, graphs, libraries
 from mask_rcnn.ops.cudnn_frontend.blocks import make_blocks
 from mask_rcnn.ops.cudnn_frontend.storage import scale_weight
 from mask_rcnn.ops.runtime.cache import cache_weights
@@ -110,6 +110,30 @@ def test_gradients(xp, rng, name, precision):
     assert gx.shape == x.shape and gw.shape == w.shape and gw.flags.c_contiguous
     assert_close(gx, image.grad, precision, w.size)
     assert_close(gw, filters.grad, precision, gy.size / gy.shape[1])
+
+
+@pytest.mark.parametrize(('channels', 'width', 'stride'), [(128, 4, 1), (256, 8, 2), (1024, 32, 1)])
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_cudnn_has_engines_for_the_groups_of_a_resnext(xp, rng, caplog, precision, channels, width, stride):
+    """Otherwise matrix products of im2col would compute them, many times as slow, which a CUDA graph cannot capture."""
+    convolution._warn_once.cache_clear()
+    x, w = make(rng, (2, channels, 6, 7), (channels, width, 3, 3))
+    b, image = make(rng, channels)[0], chainer.Variable(x.astype(np.float64))
+    filters = chainer.Variable(w.astype(np.float64))
+    y = F.convolution_2d(image, filters, stride=stride, pad=1, groups=channels // width)
+    y.grad = gy = make(rng, y.shape)[0].astype(np.float64)
+    y.backward()
+    options = {'stride': stride, 'pad': 1}
+    x, w, b, gy = (xp.asarray(array, np.float32) for array in (x, w, b, gy))
+    with cudnn_frontend.using_precision(precision):
+        found = cudnn_frontend.convolve(x, w, b, relu=True, **options)
+        gx = cudnn_frontend.convolve_backward_data(gy, w, x.shape, **options)
+        gw = cudnn_frontend.convolve_backward_filter(x, gy, w.shape, **options)
+    n_products = 9 * width
+    assert_close(found, np.maximum(y.array + cuda.to_cpu(b)[:, None, None], 0), precision, 1 + n_products)
+    assert_close(gx, image.grad, precision, n_products)
+    assert_close(gw, filters.grad, precision, gy.size / channels)
+    assert [record.message for record in caplog.records if 'im2col' in record.message] == []
 
 
 @pytest.mark.parametrize('precision', PRECISIONS)
