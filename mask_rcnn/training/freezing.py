@@ -69,6 +69,13 @@ def freeze(model: MaskRCNN, *, freeze_bn: bool = False, stages: int | None = Non
         _fix_statistics(model)
 
 
+def uses_batch_statistics(root: chainer.Link) -> bool:
+    """Return whether a link normalises with the statistics of the batch in training; see :func:`freeze`."""
+    with_fixed = [link.norm for link in root.links() if isinstance(link, ConvNorm) and link.bn_frozen]
+    norms = [link for link in root.links() if isinstance(link, L.BatchNormalization)]
+    return any(all(norm is not other for other in with_fixed) for norm in norms)
+
+
 def _fix_statistics(root: chainer.Link) -> None:
     for link in root.links():
         if isinstance(link, ConvNorm) and isinstance(link.norm, L.BatchNormalization):

@@ -36,6 +36,7 @@ from mask_rcnn.targets import (
     sample_rois,
     share_rois,
 )
+from mask_rcnn.training.freezing import uses_batch_statistics
 from mask_rcnn.training.losses import box_loss_weights, per_image_mean_weights
 from mask_rcnn.training.roi_batch import RoIBatch, image_indices
 
@@ -382,10 +383,11 @@ class MaskRCNNTrainChain(chainer.Chain):
 
         Returns:
             list: Scores ``(R, 1 + C)``, deltas ``(R, 4 * (1 + C))`` and, with a mask head, mask logits
-            ``(F, C, M, M)``.  With CUDA graphs, F is rounded up so that few numbers occur.
+            ``(F, C, M, M)``.  With CUDA graphs, F is rounded up so that few numbers occur, unless the statistics of the
+            RoIs normalise the features.
         """
         model, inputs = self.model, [*features, boxes, images]
-        if self._head_graphs.is_active(inputs):
+        if self._head_graphs.is_active(inputs) and not (model.config.masks and uses_batch_statistics(model.mask_head)):
             n_mask_rois = min(n_mask_rois + -n_mask_rois % _MASK_ROI_STEP, len(boxes))
 
         def heads(*inputs):

@@ -12,7 +12,7 @@ import mask_rcnn
 from mask_rcnn.config import DENA, Config
 from mask_rcnn.models.backbones.resnet import ResNet
 from mask_rcnn.models.layers import ConvNorm
-from mask_rcnn.training.freezing import FrozenParameter, freeze
+from mask_rcnn.training.freezing import FrozenParameter, freeze, uses_batch_statistics
 from tests.support.small_resnet import use_narrow_resnet
 
 
@@ -218,3 +218,11 @@ def test_group_normalisation_is_trained_after_the_frozen_stages():
         freeze(model, stages=2, **options)
         for path, param in model.namedparams():
             assert param.requires_grad != is_frozen_stage(path.lstrip('/')), path
+
+
+def test_statistics_of_the_batch(norm):
+    model = Model(norm)
+    assert uses_batch_statistics(model) == uses_batch_statistics(model.head) == (norm == 'bn')
+    assert uses_batch_statistics(chainer.Sequential(L.BatchNormalization(4)))
+    freeze(model, freeze_bn=True)
+    assert not uses_batch_statistics(model)
