@@ -1,5 +1,8 @@
-"""One small network with random weights for each path that a network can take on a GPU."""
+"""One small network with random weights for each path that a network can take on a GPU, and a training example."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from mask_rcnn.config import (
@@ -13,8 +16,13 @@ from mask_rcnn.config import (
     TORCHVISION,
 )
 from mask_rcnn.models.keypoint_head import KeypointHead
+from mask_rcnn.targets import Sampling
 from tests.support.models import small_model
 from tests.support.small_resnet import use_narrow_resnet, use_shallow_resnet
+from tests.support.training_examples import example
+
+#: Sampling sizes for training.
+SAMPLING = Sampling(rpn_batch=32, roi_batch=16, train_pre_nms=60, train_post_nms=20)
 
 #: Channels of the pyramid and the heads; each group of a group normalisation has several of them.
 _NARROW = {'fpn_channels': 32, 'rpn_channels': 32, 'head_channels': 64, 'mask_channels': 32}
@@ -76,3 +84,15 @@ def make_network(name, **changes):
     if model.config.n_keypoint:
         model.keypoint_head.n_conv = 2
     return model
+
+
+def make_example(seed):
+    """Return an image whose two objects are of the first class, with a polygon and keypoints on a diagonal."""
+    image = example(64, 96, seed=seed)
+    boxes, fraction = image.annotations.boxes, (np.arange(17, dtype=np.float32) + 0.5)[:, None] / 17
+    keypoints = np.full((len(boxes), 17, 3), 2, np.float32)
+    keypoints[:, :, :2] = boxes[:, None, :2] + fraction * (boxes[:, None, 2:] - boxes[:, None, :2])
+    labels = np.zeros_like(image.annotations.labels)
+    return dataclasses.replace(
+        image, annotations=dataclasses.replace(image.annotations, labels=labels, keypoints=keypoints)
+    )

@@ -1,6 +1,5 @@
 """One training update on a GPU in every dialect: the losses and the update of the CPU, with and without CUDA graphs."""
 
-import dataclasses
 import functools
 
 import chainer
@@ -10,28 +9,12 @@ from chainer.backends import cuda
 
 from mask_rcnn.ops import cudnn_frontend
 from mask_rcnn.ops.runtime import training_graph
-from mask_rcnn.targets import Sampling
 from mask_rcnn.training.freezing import freeze
 from mask_rcnn.training.optimizer import make_optimizer, set_learning_rate
 from mask_rcnn.training.train_chain import MaskRCNNTrainChain
 from mask_rcnn.training.updater import SubdivisionUpdater
 from tests.support.cuda_graphs import training_graphs_on_the_cpu
-from tests.support.gpu_networks import NETWORKS, make_network
-from tests.support.training_examples import example
-
-SAMPLING = Sampling(rpn_batch=32, roi_batch=16, train_pre_nms=60, train_post_nms=20)
-
-
-def make_example(seed):
-    """Return an image whose two objects are of the first class, with a polygon and keypoints on a diagonal."""
-    image = example(64, 96, seed=seed)
-    boxes, fraction = image.annotations.boxes, (np.arange(17, dtype=np.float32) + 0.5)[:, None] / 17
-    keypoints = np.full((len(boxes), 17, 3), 2, np.float32)
-    keypoints[:, :, :2] = boxes[:, None, :2] + fraction * (boxes[:, None, 2:] - boxes[:, None, :2])
-    labels = np.zeros_like(image.annotations.labels)
-    return dataclasses.replace(
-        image, annotations=dataclasses.replace(image.annotations, labels=labels, keypoints=keypoints)
-    )
+from tests.support.gpu_networks import NETWORKS, SAMPLING, make_example, make_network
 
 
 def make_examples(n):
