@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import os
 import shutil
 import signal
@@ -20,11 +21,30 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The environment variable that names the folder of the original programs' outputs.
 GOLDEN_VARIABLE = 'MASK_RCNN_GOLDEN'
 
+#: Folders of tests that import packages of the extra ``test`` which GPU machines and older environments may lack.
+IMPORTED_PACKAGES = {
+    'notebooks': ('nbclient', 'nbformat'),
+    'serving': ('httpx', 'jsonschema', 'prometheus_client', 'starlette', 'uvicorn'),
+}
+#: Those that this environment lacks.  An import that fails would end the collection, and no other test would run.
+MISSING_PACKAGES = {
+    folder: missing
+    for folder, names in IMPORTED_PACKAGES.items()
+    if (missing := [name for name in names if importlib.util.find_spec(name) is None])
+}
+collect_ignore = list(MISSING_PACKAGES)
+
 
 def pytest_configure():
     """Let Ctrl-C interrupt the tests and the commands that they start: the background jobs of a shell ignore it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """State which tests were left out."""
+    for folder, missing in MISSING_PACKAGES.items():
+        terminalreporter.write_line(f'tests/{folder} is left out: {", ".join(missing)} not installed')
 
 
 def pytest_runtest_setup(item):

@@ -4,10 +4,12 @@ import json
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 
+pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
+
+import onnx
 
 import mask_rcnn
 from mask_rcnn.config import DENA, DETECTRON2, DIALECTS, MATTERPORT, Config

@@ -1,10 +1,12 @@
 """The builder of ONNX graphs, in ONNX Runtime against NumPy."""
 
 import numpy as np
-import onnx
 import pytest
 
+pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
+
+import onnx
 
 from tests.support.onnx_graphs import build, run_graph
 
