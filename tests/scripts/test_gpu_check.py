@@ -27,6 +27,16 @@ def check():
     return importlib.import_module('gpu_check')
 
 
+@pytest.fixture
+def gpu_parts():
+    return importlib.import_module('gpu_parts')
+
+
+@pytest.fixture
+def figures():
+    return importlib.import_module('gpu_figures')
+
+
 def python(code):
     return [sys.executable, '-c', code]
 
@@ -232,26 +242,27 @@ def names(check, *words):
     return [part.name for part in check.make_parts(check.parse_arguments(list(words)))]
 
 
-def test_groups_and_quick_select_parts(check, monkeypatch):
-    monkeypatch.setattr(check, 'has_package', lambda python, name: True)
+def test_groups_and_quick_select_parts(check, gpu_parts, monkeypatch):
+    monkeypatch.setattr(gpu_parts, 'has_package', lambda python, name: True)
     everything = names(check)
     assert len(set(everything)) == len(everything)
     groups = [name.split('/')[0] for name in everything]
-    quick = ['tests', 'golden', 'detect', 'update', 'precision-ap', 'sanitizer']
-    assert list(dict.fromkeys(groups)) == [*quick, 'predict-speed', 'kernels', 'training-speed', 'training']
+    quick = ['doctor', 'tests', 'golden', 'detect', 'update', 'precision-ap', 'sanitizer']
+    others = ['new-sizes', 'server', 'training-speed', 'predict-speed', 'kernels', 'training']
+    assert list(dict.fromkeys(groups)) == [*quick, *others]
     assert set(groups) - {name.split('/')[0] for name in names(check, '--quick')} == set(groups) - set(quick)
-    assert names(check, '--parts', 'training', 'golden') == ['golden', 'training/fp32', 'training/fp16']
+    assert names(check, '--parts', 'training', 'doctor') == ['doctor', 'training/fp32', 'training/fp16']
     assert names(check, '--parts', 'detect/bundled') == ['detect/bundled']
     assert [name for name in names(check, '--profile') if name.startswith('profile')]
 
 
 #: Scripts that a part may start, with a function that parses their arguments.
-PARSERS = ('benchmark', 'compare_devices', 'kernels', 'precision_ap', 'profile_detect', 'training')
+PARSERS = ('benchmark', 'compare_devices', 'kernels', 'new_sizes', 'precision_ap', 'profile_detect', 'training')
 
 
 @pytest.mark.parametrize('gpu', ['0', '-1'])
-def test_the_scripts_accept_the_arguments_of_the_parts(gpu, check, monkeypatch):
-    monkeypatch.setattr(check, 'has_package', lambda python, name: True)
+def test_the_scripts_accept_the_arguments_of_the_parts(gpu, check, gpu_parts, monkeypatch):
+    monkeypatch.setattr(gpu_parts, 'has_package', lambda python, name: True)
     for part in check.make_parts(check.parse_arguments(['--gpu', gpu, '--profile'])):
         files = [Path(word) for word in part.command if word.endswith('.py')]
         assert all((check.ROOT / path).exists() for path in files if str(path) not in part.needs), part.name
@@ -263,13 +274,69 @@ def test_the_scripts_accept_the_arguments_of_the_parts(gpu, check, monkeypatch):
 
 @pytest.mark.parametrize('gpu', ['0', '-1'])
 def test_train_accepts_the_arguments_of_the_parts(gpu, check):
-    for part in check.make_parts(check.parse_arguments(['--gpu', gpu, '--parts', 'training'])):
-        TrainArguments.from_namespace(parser_of('train').parse_args(part.command[2:]))
+    words = ['--gpu', gpu, '--parts', 'training', 'photos', '--photos', 'photos', '--weights', 'weights.npz']
+    parts = check.make_parts(check.parse_arguments(words))
+    assert parts[0].name == 'photos'
+    for part in parts:
+        arguments = TrainArguments.from_namespace(parser_of('train').parse_args(part.command[2:]))
+        if part.name == 'photos':
+            assert arguments.pretrained == str(Path('weights.npz').resolve())
+            assert arguments.data.files['train'] == arguments.data.files['val']
+            assert set(part.needs) == {str(Path('weights.npz').resolve()), *map(str, arguments.data.files['train'])}
 
 
-def test_folders_with_gpu_tests(check):
-    assert {'ops', 'models'} <= set(check.gpu_test_folders())
-    assert not {'golden', 'scripts', 'support'} & set(check.gpu_test_folders())
+def test_parts_that_run_first(check):
+    assert names(check, '--first', 'golden', 'tests/ops/nms')[:2] == ['tests/ops/nms', 'golden/command_line']
+    assert sorted(names(check, '--first', 'golden')) == sorted(names(check))
+
+
+def test_the_server_is_skipped_without_its_packages(check):
+    (part,) = check.make_parts(check.parse_arguments(['--parts', 'server']))
+    log = 'error: the server needs starlette, which cannot be imported\nerror: the server did not start\n'
+    assert part.is_skipped(1, log) and not part.is_skipped(1, 'error: the server did not start')
+
+
+@pytest.mark.slow
+def test_the_files_with_gpu_tests_are_those_that_pytest_selects(check, gpu_parts):
+    command = [sys.executable, '-m', 'pytest', '-m', 'gpu', '--collect-only', '-q', '-p', 'no:cacheprovider', 'tests']
+    listed = subprocess.run(command, cwd=check.ROOT, capture_output=True, text=True, timeout=1800).stdout
+    selected = {line.split('::')[0] for line in listed.splitlines() if '::' in line}
+    assert selected and selected <= {str(path.relative_to(check.ROOT)) for path in gpu_parts.gpu_test_files()}
+
+
+GPU_CONFTEST = """
+@pytest.fixture(scope='session', params=[-1, pytest.param(0, marks=pytest.mark.gpu)])
+def gpu(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+@pytest.fixture
+def load_model(folder, gpu):
+    return gpu
+"""
+
+
+def test_files_with_gpu_tests(gpu_parts, monkeypatch, tmp_path):
+    files = {
+        'golden/conftest.py': GPU_CONFTEST,
+        'golden/test_a.py': 'def test_a(load_model): pass',
+        'golden/test_b.py': 'def test_b(folder): pass',
+        'ops/test_c.py': '@pytest.mark.gpu',
+        'ops/test_d.py': 'def test_d(gpu): pass',  # a fixture of another folder
+        'scripts/test_e.py': '@pytest.mark.gpu',
+    }
+    for name, content in files.items():
+        path = tmp_path / 'tests' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    monkeypatch.setattr(gpu_parts, 'ROOT', tmp_path)
+    found = [str(path.relative_to(tmp_path / 'tests')) for path in gpu_parts.gpu_test_files()]
+    assert found == ['ops/test_c.py', 'golden/test_a.py']
 
 
 def test_unknown_parts_are_an_error(check, capsys):
@@ -324,6 +391,33 @@ FIGURES = [
         'loss 2.752 to 1.173 after 100 iterations',
     ),
     (
+        'photo_figure',
+        'iteration  epoch       rate     loss    box AP   mask AP\n        1       0   1.00e-04    5.752\n'
+        '      150       6   1.00e-03    1.173     0.120     0.098\ndone after 150 iterations\n',
+        'loss 5.752 to 1.173 after 150 iterations, mask AP 0.098',
+    ),
+    (
+        'new_size_figure',
+        'iteration     total     plans (calls)compilation (calls)    graphs (calls)    memory (calls)     rest\n'
+        '1             812.5         510.0 (180)          0.0 (0)           1.0 (2)        33.1 (41)     99.9\n'
+        '2             300.0           0.0 (0)            0.0 (0)         250.0 (2)         0.0 (0)      50.0\n',
+        '812.5 300.0 ms; first: plans 510.0, compilation 0.0, graphs 1.0, memory 33.1',
+    ),
+    (
+        'server_figure',
+        '                      images/s  p50, ms  p95, ms  CPU ms / image\n'
+        'detect                   10.52       95      101             180\n'
+        'server, 1 client         10.11       98      111             185\n'
+        'server, 8 clients        30.00      260      300             150\n',
+        'detect 10.52, server, 1 client 10.11, server, 8 clients 30.00 images/s',
+    ),
+    (
+        'doctor_figure',
+        'packages   NumPy 2.5.2\nGPU        NVIDIA H200\nCUDA       CuPy 14.2.0 for CUDA 13.0\ncuDNN      cuDNN 9.19\n',
+        'NVIDIA H200; CuPy 14.2.0 for CUDA 13.0; cuDNN 9.19',
+    ),
+    ('doctor_figure', 'GPU        none\n\nerror:   Chainer fails (x): do this\n', 'Chainer fails (x): do this'),
+    (
         'kernels_figure',
         'RoIAlign forward, C4, float32  0.1 2.0 3.0 61.5%\nRoIAlign backward, C4, float32  0.1 2.0 3.0 50.1%\n'
         'NMS, 6000 boxes  0.1 2.0 3.0 7.0%\n',
@@ -333,8 +427,8 @@ FIGURES = [
 
 
 @pytest.mark.parametrize(('function', 'log', 'figure'), FIGURES)
-def test_figures(function, log, figure, check):
-    assert getattr(check, function)(log) == figure
+def test_figures(function, log, figure, figures):
+    assert getattr(figures, function)(log) == figure
 
 
 @pytest.mark.parametrize(
@@ -346,11 +440,11 @@ def test_figures(function, log, figure, check):
         (1, '1 failed', False),
     ],
 )
-def test_pytest_without_tests_is_skipped(status, log, skipped, check):
-    assert check.pytest_skipped(status, log) is skipped
+def test_pytest_without_tests_is_skipped(status, log, skipped, figures):
+    assert figures.pytest_skipped(status, log) is skipped
 
 
-def test_an_incomplete_log_gives_its_last_line(runner, check, tmp_path):
-    part = runner.Part('a', python('print("starting"); raise SystemExit(1)'), 120, figure=check.benchmark_figure)
+def test_an_incomplete_log_gives_its_last_line(runner, figures, tmp_path):
+    part = runner.Part('a', python('print("starting"); raise SystemExit(1)'), 120, figure=figures.benchmark_figure)
     (result,) = runner.PartRunner(tmp_path, tmp_path, lambda result: None).run([part])
     assert (result.status, result.figure) == ('failed', 'starting')
