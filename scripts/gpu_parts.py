@@ -280,10 +280,10 @@ def photo_parts(args: argparse.Namespace) -> Iterator[Part]:
         str(args.gpu),
     ]
     if args.gpu < 0:
-        words += ['--extractor', 'mobilenet_v1_fpn', '--min-size', '64', '--max-size', '64', '--batchsize', '1']
+        words += ['--min-size', '64', '--max-size', '64', '--batchsize', '1', '--roi-batch', '16']
         words += ['--iteration', '1', '--validation', '0', '--workers', '0']
     else:
-        words += ['--extractor', 'resnet50_fpn', '--precision', 'fp16', '--batchsize', '4', '--lr-initialchange', '30']
+        words += ['--precision', 'fp16', '--batchsize', '4', '--lr-initialchange', '30']
         words += ['--clip-gradient', '10', '--iteration', '150', '--validation', '150']
     yield Part(
         'photos',
