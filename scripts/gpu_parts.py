@@ -66,7 +66,7 @@ def test_parts(args: argparse.Namespace) -> Iterator[Part]:
     make = functools.partial(Part, figure=pytest_figure, is_skipped=pytest_skipped, env=ENVIRONMENT | ONE_THREAD)
     pytest = [sys.executable, '-m', 'pytest', '-q', '--durations=5']
     if args.gpu < 0:
-        yield make('tests/dry', [*pytest, '-m', 'not slow', *DRY_TESTS], 60)
+        yield make('tests/dry', [*pytest, '-m', 'not slow', *DRY_TESTS], 120)
         return
     for path in gpu_test_files():
         folder, name = path.parent.name, path.stem.removeprefix('test_')
@@ -119,7 +119,7 @@ def precision_parts(args: argparse.Namespace) -> Iterator[Part]:
     yield Part(
         'precision-ap',
         [sys.executable, str(BENCHMARKS / 'precision_ap.py'), *words, '--json', str(args.out / 'precision-ap.json')],
-        120,
+        180,
         figure=precision_figure,
         env=ENVIRONMENT | ONE_THREAD,
     )
