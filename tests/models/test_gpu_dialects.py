@@ -51,7 +51,13 @@ def assert_equal(found, expected):
             np.testing.assert_array_equal(getattr(detections, name), getattr(others, name), err_msg=name)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+#: Those with the fewest parts in common.
+FAST = ('dena', 'keypoints_torchvision')
+
+
+@pytest.mark.parametrize(
+    'name', [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in FAST)]
+)
 def test_detections_of_the_emulated_gpu_equal_those_of_the_cpu(name, rng, request):
     model, images = make_network(name), make_images(rng, 2)
     expected = model.detect(images)

@@ -88,14 +88,20 @@ def update_on_the_cpu(name, n_images=2):
     return values, changes
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+#: Those with the fewest parts in common.
+FAST = ('matterport', 'torchvision_v2')
+
+
+@pytest.mark.parametrize(
+    'name', [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in FAST)]
+)
 def test_an_update_of_the_emulated_gpu_equals_that_of_the_cpu(name, request):
     expected = update_on_the_cpu(name)
     request.getfixturevalue('on_gpu')
     assert_close(update(make_chain(name), make_examples(2)), expected, of_one=2e-3, of_all=2e-3)
 
 
-@pytest.mark.parametrize('name', ['matterport', 'torchvision_v2', 'keypoints_torchvision'])
+@pytest.mark.parametrize('name', [*FAST, pytest.param('keypoints_torchvision', marks=pytest.mark.slow)])
 def test_an_update_with_recorded_passes_equals_that_of_the_cpu(name, monkeypatch):
     """With a stand-in for graphs on the CPU; no RoI is added to those whose statistics normalise the mask features."""
     expected = update_on_the_cpu(name)
