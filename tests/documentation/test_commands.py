@@ -119,10 +119,14 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the files of the checkout that commands use."""
+    """A copy of the files of the checkout that commands use, with the CPU kernels that ``make setup`` has compiled.
+
+    The blocks of Python import the copy, and would compile the kernels again.  Files whose names end with a number are
+    those that another process is writing.
+    """
     folder = tmp_path / 'checkout'
     ignored = shutil.ignore_patterns(
-        '.git', '.venv', '.*_cache', '__pycache__', 'output*.png', 'site', 'tests', '*.pyc'
+        '.git', '.venv', '.*_cache', 'output*.png', 'site', 'tests', '*.pyc.*', '*.nbc.tmp.*'
     )
     shutil.copytree(ROOT, folder, ignore=ignored)
     os.symlink(ROOT / 'tests', folder / 'tests')
