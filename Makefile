@@ -18,6 +18,9 @@ EXTRAS ?= auto
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+# Images of containers often set it.  The tests start hundreds of processes, each of which would compile the modules.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup setup-demo setup-develop demo demo-coco notebooks docs test test-slow gpu-check reliability lint dist coverage clean
 
 setup:
