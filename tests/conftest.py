@@ -14,6 +14,7 @@ import pytest
 import mask_rcnn  # noqa: F401  (makes Chainer importable before any test module imports it)
 from mask_rcnn.ops.runtime import parallel
 from mask_rcnn.ops.runtime.device import cuda_device_count
+from tests.support import common_files
 from tests.support.cuda_emulator import CudaEmulator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,7 +152,8 @@ def emulator(request, tmp_path_factory) -> CudaEmulator:
     try:
         kernels = request.config.cache.mkdir('emulated_kernels')
     except (AttributeError, OSError):  # with "-p no:cacheprovider", or in a checkout that is not writable
-        kernels = tmp_path_factory.mktemp('kernels')
+        kernels = common_files.find_folder(tmp_path_factory) / 'kernels'
+        kernels.mkdir(exist_ok=True)
     return CudaEmulator(kernels)
 
 

@@ -28,7 +28,7 @@ from tests.support.golden import (
     to_host,
     without_padding,
 )
-from tests.support.matterport import MatterportCase, load_h5, rebuild_h5
+from tests.support.matterport import MatterportCase, load_h5
 
 SHAPES, COCO = 'shapes_resnet50_shapes7', 'coco_resnet50'
 CASES = (SHAPES, pytest.param(COCO, marks=pytest.mark.slow))
@@ -43,20 +43,6 @@ MASK_PROBS = {SHAPES: 2e-4, COCO: 8e-3}
 
 #: Indices of the detections that may lie outside the suggested rule if the input is computed from the image.
 OUTSIDE_RULE = {SHAPES: set(), COCO: {8, 9}}
-
-
-@pytest.fixture(scope='session')
-def h5_file(matterport_golden, tmp_path_factory):
-    """A function from the name of a recipe to Keras's ``.h5`` file, written once."""
-    folder = tmp_path_factory.mktemp('matterport')
-    written = {}
-
-    def get(recipe):
-        if recipe not in written:
-            written[recipe] = rebuild_h5(matterport_golden, recipe, folder)
-        return written[recipe]
-
-    return get
 
 
 @pytest.fixture(scope='module', params=CASES)

@@ -12,7 +12,7 @@ from mask_rcnn import Detections
 from mask_rcnn.config import MATTERPORT
 from mask_rcnn.weights import read_weights
 from tests.support.golden import match
-from tests.support.matterport import MatterportCase, rebuild_h5
+from tests.support.matterport import MatterportCase
 
 CASE = 'shapes_resnet50_shapes7'
 
@@ -31,10 +31,10 @@ def case(matterport_golden):
 
 
 @pytest.fixture(scope='module')
-def weights(case, matterport_golden, root, tmp_path_factory):
+def weights(case, h5_file, root, tmp_path_factory):
     """The ``.npz`` file, converted from the ``.h5`` file, a JSON file of the settings and a file of class names."""
     folder = tmp_path_factory.mktemp('commands')
-    h5 = rebuild_h5(matterport_golden, case.settings['recipe'], folder)
+    h5 = h5_file(case.settings['recipe'])
     (folder / 'config.json').write_text(json.dumps(case.settings['matterport']))
     (folder / 'names.txt').write_text('square\ncircle\ntriangle\n')
     report = run(
@@ -49,7 +49,6 @@ def weights(case, matterport_golden, root, tmp_path_factory):
         folder / 'shapes.npz',
     )
     assert 'R-50-FPN Mask R-CNN, 3 classes' in report and 'matterport' in report and 'WARNING' not in report
-    h5.unlink()
     return folder / 'shapes.npz'
 
 

@@ -11,35 +11,14 @@ from mask_rcnn.ops.boxes.boxes import box_iou
 from mask_rcnn.preprocessing.image_io import read_image
 from tests.support.dena import DenaCase
 from tests.support.golden import MAX_SCORE_DIFFERENCE, MIN_BOX_IOU, Case, mask_iou, match
-from tests.support.golden_torch import CASES as TORCH_CASES
+from tests.support.golden_cases import CASES
 from tests.support.golden_torch import PROGRAMS
-from tests.support.matterport import MatterportCase, load_h5, rebuild_h5
+from tests.support.matterport import MatterportCase, load_h5
 from tests.support.onnx_detections import run_detections
 from tests.support.onnx_graphs import session
 
 #: The case that takes a second.
 SMALL = 'matterport', 'shapes_resnet50_shapes7'
-
-CASES = [
-    SMALL,
-    ('matterport', 'coco_resnet50'),
-    ('detectron', 'R-50-C4_seed0'),
-    ('detectron', 'R-50-C4_seed0_scale300'),
-    ('detectron', 'R-50-C4_seed0_scale300_rois300'),
-    ('detectron', 'R-50-FPN_seed0'),
-    ('detectron', 'keypoint_R-50-FPN_seed0'),
-    ('detectron_zoo', 'R-50-FPN_GN_seed0'),
-    ('detectron_zoo', 'X-101-32x8d-FPN_seed0'),
-    ('detectron_zoo', 'faster_R-50-FPN_seed0'),
-    *TORCH_CASES,
-    ('dena', 'detectron_R-50-C4_seed0'),
-    ('dena', 'detectron_R-50-C4_seed0_scale300'),
-    ('dena', 'detectron_R-50-C4_seed0_scale300_nobn2affine'),
-    ('dena', 'snapshot_R-50-C4_seed0_scale300'),
-    ('dena', 'snapshot_R-50-C4_seed0_scale300_bn2affine'),
-    ('dena', 'snapshot_R-50-C4_seed0_scale300_roi7'),
-    ('dena', 'snapshot_R-50-C4_seed0_scale300_roipool'),
-]
 
 #: Limits of the differences between ONNX Runtime and ``detect``: the networks of the cases amplify rounding.
 BOX_IOU, SCORES, AT_THRESHOLD = 0.998, 2e-3, 1e-4
@@ -49,7 +28,7 @@ RULES = {('matterport', 'coco_resnet50'): {'min_iou': 0.968, 'max_score_differen
 
 
 @pytest.fixture
-def open_case(golden, tmp_path, request):
+def open_case(golden, request):
     """A function from a program and the name of a case to the model with the case's settings, the case and its image.
 
     Only the program's fixtures are requested: each writes weight files.
@@ -58,7 +37,8 @@ def open_case(golden, tmp_path, request):
     def open_(program, name):
         if program == 'matterport':
             case = MatterportCase(request.getfixturevalue('matterport_golden'), name)
-            model = load_h5(rebuild_h5(golden, case.settings['recipe'], tmp_path), case.settings['matterport'])
+            path = request.getfixturevalue('h5_file')(case.settings['recipe'])
+            model = load_h5(path, case.settings['matterport'])
         elif program == 'dena':
             case = DenaCase(request.getfixturevalue('dena_golden'), name)
             path = request.getfixturevalue('dena_file')(*case.settings['weights'])
