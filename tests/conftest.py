@@ -48,6 +48,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f'tests/{folder} is left out: {", ".join(missing)} not installed')
 
 
+def pytest_itemcollected(item):
+    """Let ``-k emulated`` select all tests that use the emulator of CUDA."""
+    if 'emulator' in getattr(item, 'fixturenames', ()):
+        item.extra_keyword_matches.add('emulated')
+
+
 def pytest_runtest_setup(item):
     """Skip GPU tests without a GPU, and draw the same random weights whichever tests ran before.
 
