@@ -182,7 +182,7 @@ def test_padded_detections_do_not_synchronise(on_device, rng):
     [
         {},
         {'offset': 0.0, 'clip_offset': 0.0, 'weights': (5, 5, 2, 3)},
-        {'offset': 0.0, 'clip_offset': 0.0, 'require_centre_inside': False, 'min_size': np.nextafter(np.float32(0), 1)},
+        {'offset': 0.0, 'clip_offset': 0.0, 'require_centre_inside': False, 'min_size': np.finfo(np.float32).tiny},
         {'last_of_ties_first': True, 'drop_small_first': True, 'require_centre_inside': False, 'offset': 0.0},
     ],
 )
