@@ -221,18 +221,16 @@ def test_without_a_gpu_one_line_states_why_and_nothing_runs(source, reason, chec
     assert '--gpu -1' in line and not out.exists() and not (tmp_path / 'results.json').exists()
 
 
-#: A module cupy with one device, which writes to the standard output when it is imported.
+#: A site with CuPy's stand-in, which has one device, and which writes to the standard output when it is imported.
 WORKING_CUPY = """
-import contextlib, numpy, types
 print('a message of a library')
-runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
-cuda = types.SimpleNamespace(runtime=runtime, Device=lambda gpu: contextlib.nullcontext())
-arange = numpy.arange
+from tests.support.cupy_stand_in.modules import install
+install()
 """
 
 
 def test_a_gpu_that_works_is_accepted(check, monkeypatch, tmp_path):
-    (tmp_path / 'cupy.py').write_text(WORKING_CUPY)
+    (tmp_path / 'sitecustomize.py').write_text(WORKING_CUPY)
     monkeypatch.setitem(check.ENVIRONMENT, 'PYTHONPATH', f'{tmp_path}{os.pathsep}{check.ROOT}')
     assert check.gpu_error(0) is None
     assert check.gpu_error(1) == 'there is only 1 CUDA device'

@@ -12,7 +12,9 @@ import os
 import re
 import subprocess
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,15 @@ _TYPES = {
 }
 
 
+class Parameter(NamedTuple):
+    """A parameter of a kernel: an array of elements of a type, or a scalar."""
+
+    name: str
+    dtype: np.dtype
+    is_array: bool
+    is_const: bool
+
+
 class CudaEmulator:
     """An emulator that compiles sources on demand.
 
@@ -51,28 +62,44 @@ class CudaEmulator:
 
     def kernel(self, source: str, name: str, dtype: npt.DTypeLike = np.float32):
         """Return a launcher, with the contract of ``mask_rcnn.ops.runtime.cuda_kernels.kernel``."""
-        kernels = {match[1]: match[2] for match in _KERNEL.finditer(cuda_kernels.read_source(source))}
-        types = [_argument_type(p, dtype) for p in _parameters(kernels[name])]
-        launch = getattr(self._library(source, np.dtype(dtype)), f'launch_{name}')
+        defines = (f'-DREAL={cuda_kernels.c_type(dtype)}',)
+        launch, parameters = self.function(cuda_kernels.read_source(source), name, defines)
 
         def launcher(grid, block, args):
-            assert all(n > 0 for n in (*grid, *block)) and len(block) == 1 and len(args) == len(types)
+            assert all(n > 0 for n in (*grid, *block)) and len(block) == 1 and len(args) == len(parameters)
             sizes = (ctypes.c_uint * 2)(*grid, *[1] * (2 - len(grid))), (ctypes.c_uint * 1)(*block)
-            launch(*sizes, *[_argument(arg, *kind) for arg, kind in zip(args, types, strict=True)])
+            launch(*sizes, *[_argument(arg, parameter) for arg, parameter in zip(args, parameters, strict=True)])
 
         return launcher
 
-    def _library(self, source: str, dtype: np.dtype) -> ctypes.CDLL:
-        if (source, dtype) not in self._libraries:
-            kernels = cuda_kernels.read_source(source)
+    def function(self, text: str, name: str, defines: Sequence[str] = ()) -> tuple[Callable, list[Parameter]]:
+        """Return a C function that launches a kernel of a source text, and the kernel's parameters.
+
+        The function has two more arguments before them: the sizes of the grid and of a block.
+        """
+        kernels = {match[1]: match[2] for match in _KERNEL.finditer(text)}
+        types = dict(_TYPES)
+        types['real'] = {'float': np.float32, 'double': np.float64}.get(
+            next((define[7:] for define in defines if define.startswith('-DREAL=')), '')
+        )
+        parameters = [_parse_parameter(parameter, types) for parameter in _parameters(kernels[name])]
+        return getattr(self._library(text, next(iter(kernels)), tuple(defines)), f'launch_{name}'), parameters
+
+    def _library(self, kernels: str, stem: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+        if (kernels, defines) not in self._libraries:
             text = f'#include "{_HEADER}"\n{kernels}\n{_launchers(kernels)}'
-            flags = [*_FLAGS, *self._flags, f'-DREAL={cuda_kernels.c_type(dtype)}']
-            key = zlib.crc32('\n'.join([*flags, text, _HEADER.read_text(), _compiler()]).encode())
-            library = self._folder / f'{Path(source).stem}_{key:08x}.so'
-            if not library.exists():
-                _compile(text, flags, library)
-            self._libraries[source, dtype] = ctypes.CDLL(str(library))
-        return self._libraries[source, dtype]
+            library = load_library(self._folder, stem, text, [*_FLAGS, *self._flags, *defines])
+            self._libraries[kernels, defines] = library
+        return self._libraries[kernels, defines]
+
+
+def load_library(folder: Path, stem: str, text: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """Return the library of a C++ text, compiled by g++ unless the folder has it."""
+    key = zlib.crc32('\n'.join([*flags, text, _HEADER.read_text(), _compiler()]).encode())
+    library = folder / f'{stem}_{key:08x}.so'
+    if not library.exists():
+        _compile(text, list(flags), library)
+    return ctypes.CDLL(str(library))
 
 
 @functools.lru_cache
@@ -120,16 +147,15 @@ def _parameters(text: str) -> list[str]:
     return [' '.join(p.split()) for p in text.split(',')]
 
 
-def _argument_type(parameter: str, dtype) -> tuple[np.dtype, bool]:
-    """Return the type of the elements of a C parameter and whether it is an array."""
-    match = re.fullmatch(r'(?:const )?([\w ]+?)(\*?) \w+', parameter)
-    return np.dtype(dtype if match[1] == 'real' else _TYPES[match[1]]), bool(match[2])
+def _parse_parameter(text: str, types: dict) -> Parameter:
+    match = re.fullmatch(r'(const )?([\w ]+?)(\*?) (\w+)', text)
+    return Parameter(match[4], np.dtype(types[match[2]]), bool(match[3]), bool(match[1]))
 
 
-def _argument(value, dtype: np.dtype, is_array: bool):
-    assert isinstance(value, np.ndarray if is_array else np.generic), type(value)
-    assert value.dtype == dtype, f'the argument is {value.dtype}, the kernel expects {dtype}'
-    if is_array:
+def _argument(value, parameter: Parameter):
+    assert isinstance(value, np.ndarray if parameter.is_array else np.generic), type(value)
+    assert value.dtype == parameter.dtype, f'the argument is {value.dtype}, the kernel expects {parameter.dtype}'
+    if parameter.is_array:
         assert value.flags.c_contiguous
         return ctypes.c_void_p(value.ctypes.data)
-    return np.ctypeslib.as_ctypes_type(dtype)(value.item())
+    return np.ctypeslib.as_ctypes_type(parameter.dtype)(value.item())
