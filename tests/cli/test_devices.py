@@ -6,12 +6,13 @@ the commands, they check the tests themselves.
 
 import contextlib
 import gc
+import importlib
 import json
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import httpx
 import numpy as np
 import pytest
 
@@ -33,9 +34,9 @@ from mask_rcnn.ops.runtime import weight_cache
 from mask_rcnn.ops.runtime.device import cuda_device_count, get_device
 from mask_rcnn.training.snapshot import read_snapshot
 from mask_rcnn.visualization.pictures import encode_picture
+from tests.support.bundled_model import load_model
 from tests.support.mpi import lines_of_program, run_processes
 from tests.support.scenes import Scenes
-from tests.support.serving import RunningServer, load_model
 from tests.support.small_train import NETWORK, RUN
 
 #: Minimum score of the detections that a GPU must find again; the rank of lower ones depends on rounding.
@@ -143,10 +144,25 @@ def test_demo_on_a_video(gpu, folder, pixels, expected):
         assert n_certain <= len(line['detections']) <= int((detections.scores > MIN_SCORE - 0.02).sum())
 
 
-def test_the_server_with_concurrent_requests(gpu, pixels, expected):
-    files = [encode_picture(scene, '.png') for scene in pixels]
-    with RunningServer(load_model(gpu=gpu), batch_size=4) as server, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda data: httpx.post(f'{server.url}v1/detect', content=data, timeout=60), files * 2))
+@pytest.fixture
+def serving():
+    """The module with the servers of the tests, whose packages a machine with a GPU may lack."""
+    for name in ('httpx', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'):
+        pytest.importorskip(name)
+    return importlib.import_module('tests.support.serving')
+
+
+def post(server, scene):
+    """Send an image to a server and return its answer."""
+    import httpx
+
+    return httpx.post(f'{server.url}v1/detect', content=encode_picture(scene, '.png'), timeout=60)
+
+
+def test_the_server_with_concurrent_requests(gpu, serving, pixels, expected):
+    model = load_model(gpu=gpu)
+    with serving.RunningServer(model, batch_size=4) as server, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda scene: post(server, scene), pixels * 2))
     assert [answer.status_code for answer in answers] == [200] * len(answers)
     for answer, detections in zip(answers, expected * 2, strict=True):
         names = dict(zip(detections.class_names, detections.category_ids, strict=True))
@@ -175,20 +191,16 @@ def no_memory(*arguments):
     raise MemoryError('full')
 
 
-def test_the_server_survives_a_full_memory(gpu, pixels, expected, caplog):
+def test_the_server_survives_a_full_memory(gpu, serving, pixels, expected, caplog):
     model = load_model(gpu=gpu)
-    with RunningServer(model) as server:
-
-        def send(scene):
-            return httpx.post(f'{server.url}v1/detect', content=encode_picture(scene, '.png'), timeout=60)
-
-        assert send(pixels[0]).status_code == 200
+    with serving.RunningServer(model) as server:
+        assert post(server, pixels[0]).status_code == 200
         with full_memory(model), ThreadPoolExecutor(3) as pool:
-            answers = list(pool.map(send, [pixels[1], pixels[-1], pixels[2]]))
+            answers = list(pool.map(lambda scene: post(server, scene), [pixels[1], pixels[-1], pixels[2]]))
         assert {answer.status_code for answer in answers} == {503}
         assert {answer.json()['error']['message'] for answer in answers} == {'not enough memory for this image'}
-        answer = send(pixels[0])
-        assert answer.status_code == 200 and httpx.get(f'{server.url}healthz').status_code == 200
+        answer = post(server, pixels[0])
+        assert answer.status_code == 200 and urllib.request.urlopen(f'{server.url}healthz').status == 200
     assert len(answer.json()['detections']) >= int((expected[0].scores > MIN_SCORE).sum()) > 0
     assert not [record for record in caplog.records if record.exc_info]
 

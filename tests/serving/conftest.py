@@ -6,7 +6,8 @@ import pytest
 
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.visualization.pictures import encode_picture
-from tests.support.serving import RunningServer, load_model
+from tests.support.bundled_model import load_model
+from tests.support.serving import RunningServer
 
 
 @pytest.fixture(scope='package')

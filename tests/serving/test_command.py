@@ -12,7 +12,8 @@ import pytest
 
 from mask_rcnn import cli
 from mask_rcnn.cli import serve
-from tests.support.serving import MODEL_FILE, GatedModel, gray_png, request_bytes, wait_until
+from tests.support.bundled_model import MODEL_FILE
+from tests.support.serving import GatedModel, gray_png, request_bytes, wait_until
 
 ARGUMENTS = ['serve', '--modelfile', str(MODEL_FILE), '--bn2affine', '--gpu', '-1']
 

@@ -18,8 +18,8 @@ import mask_rcnn
 from mask_rcnn.datasets import RichShapesDataset
 from mask_rcnn.visualization.pictures import encode_picture
 from tests.serving.test_uploads import png_file
+from tests.support.bundled_model import MODEL_FILE
 from tests.support.environment import subprocess_environment
-from tests.support.serving import MODEL_FILE
 
 pytestmark = pytest.mark.slow
 

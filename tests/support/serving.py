@@ -4,13 +4,11 @@ import contextlib
 import socket
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 
 from mask_rcnn.config import PRESETS
 from mask_rcnn.inference import Detections
-from mask_rcnn.models import load
 from mask_rcnn.ops.runtime.device import get_device
 from mask_rcnn.serving.access import AccessRules
 from mask_rcnn.serving.app import create_app
@@ -18,14 +16,6 @@ from mask_rcnn.serving.limits import Limits
 from mask_rcnn.serving.server import address_of, make_server, open_socket
 from mask_rcnn.serving.service import DetectionService
 from mask_rcnn.visualization.pictures import encode_picture
-
-#: The model of the repository, with a smaller network input, which is faster.
-MODEL_FILE = Path(__file__).resolve().parents[2] / 'modelfiles' / 'shapes_mobilenet_v1_fpn.npz'
-
-
-def load_model(**changes):
-    """Load the bundled model for small images."""
-    return load(MODEL_FILE, bn2affine=True, **{'min_size': 96, 'max_size': 160, **changes})
 
 
 class GatedModel:
