@@ -796,6 +796,24 @@ def probe(stand_in, monkeypatch):
     cudnn_frontend.convolution._self_test.cache_clear()
 
 
+def test_a_full_memory_does_not_end_the_use_of_cudnn(probe, monkeypatch):
+    """The first call may meet it; a later one finds cuDNN."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cudnn_frontend.convolution, '_run', raise_error(RuntimeError('CUDNN_STATUS_ALLOC_FAILED')))
+        with pytest.raises(RuntimeError, match='ALLOC_FAILED'):
+            cudnn_frontend.is_available()
+    assert cudnn_frontend.is_available()
+
+
+def raise_error(error):
+    """Return a function that raises an error."""
+
+    def function(*arguments, **options):
+        raise error
+
+    return function
+
+
 def test_cudnn_is_tested_once_before_its_first_use(probe, caplog):
     assert cudnn_frontend.is_available() and cudnn_frontend.is_available()
     assert probe.runs == [['conv']] and caplog.records == []

@@ -249,6 +249,17 @@ def test_an_error_of_cublas_is_an_exception(library):
         cublas.matmul(a, a, np.empty_like(a))
 
 
+def test_a_full_memory_is_no_missing_library(monkeypatch):
+    def create_handle():
+        raise RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')
+
+    monkeypatch.setattr(cublas, '_handle', create_handle)
+    cublas._load_library.cache_clear()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match='ALLOC_FAILED'):
+            cublas.is_available()
+
+
 def test_without_cublas_there_is_one_warning(caplog):
     if cuda.available:
         pytest.skip('cuBLAS is available')

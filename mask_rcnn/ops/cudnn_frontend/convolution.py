@@ -45,6 +45,7 @@ from mask_rcnn.ops.cudnn_frontend.storage import narrow, scale_weight, to_storag
 from mask_rcnn.ops.runtime import cuda_kernels
 from mask_rcnn.ops.runtime.array import Array, get_array_module
 from mask_rcnn.ops.runtime.cache import cached
+from mask_rcnn.ops.runtime.gpu_errors import is_out_of_memory
 from mask_rcnn.ops.runtime.memory_layout import as_nchw, as_nhwc, cast_nchw, vector_lanes
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def _self_test() -> bool:
         if y is None or not (cuda.to_cpu(y) == 8).all():
             raise RuntimeError('cuDNN fails to convolve a small image')
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # the next call may find memory
         frontend.warn_fallback(error)
         return False
     return True

@@ -18,6 +18,7 @@ from chainer.backends import cuda
 from mask_rcnn.ops.cudnn_frontend.libraries import library_name
 from mask_rcnn.ops.runtime.array import Array
 from mask_rcnn.ops.runtime.device import DOCTOR
+from mask_rcnn.ops.runtime.gpu_errors import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def _load_library() -> Any:
         for name, types in _SIGNATURES.items():
             getattr(library, name).argtypes = types
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # the next call may find memory
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         logger.warning('float32 convolutions run without cuBLAS and take several times as long: %s; %s', reason, DOCTOR)
         return None
