@@ -24,6 +24,7 @@ def without_curves(monkeypatch):
         monkeypatch.setattr(plots, name, lambda path, log: None)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (root / 'docs' / 'training.md').read_text(encoding='utf-8')

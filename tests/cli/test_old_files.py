@@ -136,6 +136,7 @@ def test_an_fpn_network_takes_the_backbone(source, capsys):
     np.testing.assert_allclose(norm.gamma.array / np.sqrt(norm.avg_var.astype(float) + norm.eps), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_converted_file_gives_the_detections_of_the_old_file(source, tmp_path, capsys):
     example = ShapesDataset(1, size=64)[0]
     (tmp_path / 'in.ppm').write_bytes(b'P6 64 64 255\n' + example.image.transpose(1, 2, 0).astype(np.uint8).tobytes())

@@ -43,6 +43,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_three_processes_evaluate_like_one(modelfile, root, tmp_path, monkeypatch, capfd):
     arguments = [*EVALUATE, str(modelfile), *dataset_options(tmp_path / 'data'), '--out', 'out']
     monkeypatch.chdir(tmp_path)
@@ -88,14 +89,28 @@ def test_the_first_broken_image_ends_an_evaluation_with_its_line(modelfile, root
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('words', 'status', 'line'),
     [
-        (['--modelfile', 'gone.npz'], 1, 'error: gone.npz: No such file or directory'),
-        (['--modelfile', 'gone.npz', '--out', 'file'], 1, 'error: file: cannot be written: is a file, not a folder'),
-        (['--modelfile', 'gone.npz', '--report', 'gone.npz'], 2, 'error: --report gone.npz does not end with .html'),
         (['--nonsense'], 2, 'mask-rcnn evaluate: error: the following arguments are required: --modelfile'),
+        pytest.param(
+            ['--modelfile', 'gone.npz'],
+            1,
+            'error: gone.npz: No such file or directory',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ['--modelfile', 'gone.npz', '--out', 'file'],
+            1,
+            'error: file: cannot be written: is a file, not a folder',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ['--modelfile', 'gone.npz', '--report', 'gone.npz'],
+            2,
+            'error: --report gone.npz does not end with .html',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_error_of_all_processes_is_one_line(root, tmp_path, words, status, line):

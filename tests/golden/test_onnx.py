@@ -17,8 +17,7 @@ from tests.support.matterport import MatterportCase, load_h5
 from tests.support.onnx_detections import run_detections
 from tests.support.onnx_graphs import session
 
-#: The case that takes a second.
-SMALL = 'matterport', 'shapes_resnet50_shapes7'
+pytestmark = pytest.mark.slow
 
 #: Limits of the differences between ONNX Runtime and ``detect``: the networks of the cases amplify rounding.
 BOX_IOU, SCORES, AT_THRESHOLD = 0.998, 2e-3, 1e-4
@@ -62,9 +61,7 @@ def open_case(golden, request):
     return open_
 
 
-@pytest.mark.parametrize(
-    ('program', 'name'), [SMALL, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES if case != SMALL)]
-)
+@pytest.mark.parametrize(('program', 'name'), CASES)
 def test_detections(open_case, program, name):
     model, case, image = open_case(program, name)
     found = run_detections(session(export_model(model)), image, model)
@@ -73,7 +70,6 @@ def test_detections(open_case, program, name):
     compare_with_detect(found, expected, model.config)
 
 
-@pytest.mark.slow
 def test_detections_with_the_thresholds_of_pictures(open_case):
     model, case, image = open_case('dena', 'snapshot_R-50-C4_seed0_scale300')
     model.use_preset('visualize')

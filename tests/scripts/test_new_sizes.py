@@ -75,6 +75,7 @@ def test_the_sizes_are_different_and_padded(new_sizes):
     assert len(set(sizes)) == 7 and all(height % 32 == width % 32 == 0 for height, width in sizes)
 
 
+@pytest.mark.slow
 def test_every_size_has_its_iterations(new_sizes, monkeypatch, tmp_path, capsys):
     small = Sampling(roi_batch=16, train_pre_nms=100, train_post_nms=30)
     monkeypatch.setattr(new_sizes, 'sampling_of', lambda config: small)

@@ -115,15 +115,13 @@ def test_damaged_weights_are_named(run_demo, tmp_path, capsys):
 @pytest.fixture
 def demo_model(run_demo, tmp_path):
     """A folder with untrained networks of the same architecture as the bundled models."""
-    for name, class_names in (
-        (run_demo.DEMO_MODEL, RichShapesDataset.class_names),
-        (run_demo.NUCLEI_MODEL, ['nucleus']),
-    ):
-        save_model(tmp_path / name, class_names)
+    save_model(tmp_path / run_demo.DEMO_MODEL, RichShapesDataset.class_names, n_proposals=10)
+    save_model(tmp_path / run_demo.NUCLEI_MODEL, ['nucleus'], n_proposals=200)
     return tmp_path
 
 
-def save_model(path, class_names):
+def save_model(path, class_names, n_proposals):
+    """The detections take most of the time: without a limit, each proposal is one of every class."""
     model = mask_rcnn.build(
         'mobilenet_v1_fpn',
         width=0.25,
@@ -137,6 +135,7 @@ def save_model(path, class_names):
         n_fg_class=len(class_names),
         class_names=class_names,
         score_threshold=0.0,
+        rpn_post_nms=n_proposals,
     )
     mask_rcnn.save(path, model)
 

@@ -159,6 +159,7 @@ def test_gradients_equal_numerical_differences():
         np.testing.assert_allclose(values[0] - values[1], 2e-7, rtol=1e-7, err_msg=path)
 
 
+@pytest.mark.slow
 def test_training_reduces_the_keypoint_loss():
     chain = small_chain()
     optimizer = make_optimizer(chain, clip=10.0)

@@ -314,6 +314,7 @@ def test_detections_of_a_resized_image():
 # Whole runs
 
 
+@pytest.mark.slow
 def test_a_run_with_tensorboard_trains_as_one_without(tmp_path, monkeypatch):
     """Losses, metrics and weights are equal bit for bit."""
     pytest.importorskip('tensorboardX')

@@ -374,6 +374,7 @@ def test_running_statistics_are_averaged(norms, expected):
         assert found == (expected and size == 2 and not freeze_bn)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_group_normalisation_has_the_losses_of_an_uninterrupted_one(tmp_path):
     network = ['--extractor', 'mobilenet_v1_fpn', '--pretrained', 'none', '--norm', 'gn', '--set']
     network += ['fpn_channels=32', 'head_channels=32', 'mask_channels=32']
