@@ -4,7 +4,7 @@ import ast
 import bisect
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -396,53 +396,59 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def _fail_if(found: list[tuple[int, str]], path: Path) -> None:
+def _fail_if(found: Iterable[tuple[Path, int, str]]) -> None:
     """Fail with one line for each violation: file, line, text and advice."""
-    if found:
-        lines = [f'{_name(path)}:{line}: {text}' for line, text in sorted(found)]
+    lines = [f'{path}:{line}: {text}' for path, line, text in sorted((_name(path), *rest) for path, *rest in found)]
+    if lines:
         pytest.fail('\n'.join([f'{len(lines)} to rewrite (docs/STYLE.md)', *lines]), pytrace=False)
 
 
-@pytest.mark.parametrize('path', FILES, ids=_name)
-def test_prose_follows_the_style_guide(path):
-    found = [
-        (line, f'"{context}" ({pattern.name}); write {pattern.write}')
+def _is_called_own(node: ast.AST) -> bool:
+    return (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == 'own') or (
+        isinstance(node, ast.arg) and node.arg == 'own'
+    )
+
+
+# One test per rule, not one per rule and file: the call of a test takes longer than most files.
+
+
+def test_prose_follows_the_style_guide():
+    _fail_if(
+        (path, line, f'"{context}" ({pattern.name}); write {pattern.write}')
+        for path in FILES
         for line, pattern, context in violations(read(path).texts, path.name)
-    ]
-    _fail_if(found, path)
+    )
 
 
-@pytest.mark.parametrize('path', FILES, ids=_name)
-def test_no_variable_is_called_own(path):
-    found = [
-        (node.lineno, '"own" as a variable; write the name of the element, such as "level_logits"')
+def test_no_variable_is_called_own():
+    _fail_if(
+        (path, node.lineno, '"own" as a variable; write the name of the element, such as "level_logits"')
+        for path in FILES
         for node in read(path).nodes
-        if (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == 'own')
-        or (isinstance(node, ast.arg) and node.arg == 'own')
-    ]
-    _fail_if(found, path)
+        if _is_called_own(node)
+    )
 
 
-@pytest.mark.parametrize('path', PACKAGE, ids=_name)
-def test_public_definitions_have_docstrings(path):
-    found = [
-        (getattr(node, 'lineno', 1), f'{getattr(node, "name", "the module")} has no docstring')
+def test_public_definitions_have_docstrings():
+    _fail_if(
+        (path, getattr(node, 'lineno', 1), f'{getattr(node, "name", "the module")} has no docstring')
+        for path in PACKAGE
         for node in public_definitions(read(path), path.name not in SELF_EXPLANATORY)
         if node.body and ast.get_docstring(node) is None
-    ]
-    _fail_if(found, path)
+    )
 
 
-@pytest.mark.parametrize('path', PACKAGE, ids=_name)
-def test_the_first_line_of_a_docstring_is_a_sentence(path):
-    module, found = read(path), []
-    for line, text in module.docstrings:
-        first = text.strip().split('\n')[0].rstrip()
-        if not first.endswith(('.', ':')):
-            found.append((line, f'"{first}"; the first line must end with a full stop'))
-        if len(module.lines[line - 1]) > MAX_COLUMNS:
-            found.append((line, f'"{first}"; the first line must fit in {MAX_COLUMNS} columns'))
-    _fail_if(found, path)
+def test_the_first_line_of_a_docstring_is_a_sentence():
+    found = []
+    for path in PACKAGE:
+        module = read(path)
+        for line, text in module.docstrings:
+            first = text.strip().split('\n')[0].rstrip()
+            if not first.endswith(('.', ':')):
+                found.append((path, line, f'"{first}"; the first line must end with a full stop'))
+            if len(module.lines[line - 1]) > MAX_COLUMNS:
+                found.append((path, line, f'"{first}"; the first line must fit in {MAX_COLUMNS} columns'))
+    _fail_if(found)
 
 
 def _names_found(kind: str, text: str) -> set[str]:
