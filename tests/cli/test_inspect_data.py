@@ -179,7 +179,7 @@ def test_a_model_of_other_classes_is_refused(dataset, tmp_path, capsys, root):
 
 
 @pytest.mark.filterwarnings('error::RuntimeWarning')
-@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('value', [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_a_network_that_overflows(dataset, tmp_path, capsys, monkeypatch, value):
     """Its losses are NaN: they have no bars, and nothing is converted to integers."""
     make = training_data.make_model

@@ -26,6 +26,8 @@ def is_patched():
 
 #: Imports that begin like those of the fast test; an interpreter for each of them takes about a second.
 FURTHER_IMPORTS = (
+    'import mask_rcnn.models',
+    'import chainercv.links',
     'import chainer.backends.cuda',
     'from chainer import functions',
     'import importlib; importlib.import_module("chainer.links")',
@@ -78,8 +80,6 @@ def test_unknown_names_are_attribute_errors():
     'imports',
     [
         'import chainer',
-        'import mask_rcnn.models',
-        'import chainercv.links',
         *(pytest.param(imports, marks=pytest.mark.slow) for imports in FURTHER_IMPORTS),
     ],
 )

@@ -310,6 +310,7 @@ def backward(matterport_golden, h5_file, gpu):
     return step, model, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'matterport_name'),
     [
@@ -338,6 +339,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow
 def test_gradients(backward, h5_file):
     """Norms agree within 2e-4, elements within 0.2 % of the largest, because inputs near zero pass a ReLU or not.
 

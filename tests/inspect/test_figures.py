@@ -286,7 +286,13 @@ def test_the_file_of_a_report(steps, tmp_path):
     assert len(sources) > 20 and all(source.startswith('data:image/') for source in sources)
 
 
-@pytest.mark.parametrize('name', [r'$\frac$', 'a name that is much too long for the labels of a figure'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        r'$\frac$',
+        pytest.param('a name that is much too long for the labels of a figure', marks=pytest.mark.slow),
+    ],
+)
 def test_class_names_are_no_formulas_and_not_too_long(name):
     model = scripted_network(logits={(4, 4): 5}, scores={0: (0.1, 0.9, 0)})
     model.class_names = (name, 'dog')

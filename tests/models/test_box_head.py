@@ -13,6 +13,8 @@ from mask_rcnn.ops.roi.roi_max_pooling import roi_max_pooling
 ROIS = np.array([[3, 5, 190, 260], [40, 30, 90, 120], [0, 0, 255, 319]], np.float32)
 INDICES = np.array([0, 1, 1], np.int32)
 
+SLOW = pytest.mark.slow
+
 
 class Spy:
     """A RoI pooler that records the number of channels of its input."""
@@ -43,8 +45,11 @@ def strided_res5(head, pooled):
     return out
 
 
-@pytest.mark.parametrize('map_size', [(16, 20), (8, 9)], ids=['more locations than bins', 'fewer locations'])
-@pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), (False, roi_max_pooling)])
+@pytest.mark.parametrize(
+    'map_size',
+    [pytest.param((16, 20), id='more locations than bins'), pytest.param((8, 9), id='fewer locations', marks=SLOW)],
+)
+@pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), pytest.param(False, roi_max_pooling, marks=SLOW)])
 def test_optimised_features_equal_the_definition(rng, align, pooling, map_size):
     """Features and gradients equal those of the 14 x 14 grid with stride 2, pooled before res5.
 
@@ -83,7 +88,7 @@ def test_small_feature_maps_are_convolved_before_pooling(rng, monkeypatch, map_s
     assert seen == pooled_channels
 
 
-@pytest.mark.parametrize(('align', 'pooling'), [(True, roi_align), (False, roi_max_pooling)])
+@pytest.mark.parametrize(('align', 'pooling'), [pytest.param(True, roi_align, marks=SLOW), (False, roi_max_pooling)])
 def test_roi_size_7_computes_every_bin(rng, align, pooling):
     head = Res5BoxHead(8, strides=(16,), config=Config(n_fg_class=2, roi_size=7, roi_align=align))
     x = rng.uniform(-1, 1, (2, 8, 16, 20)).astype(np.float32)
@@ -91,7 +96,7 @@ def test_roi_size_7_computes_every_bin(rng, align, pooling):
     np.testing.assert_array_equal(head.roi_features((x,), ROIS, INDICES).array, expected.array)
 
 
-@pytest.mark.parametrize('roi_size', [14, 7])
+@pytest.mark.parametrize('roi_size', [14, pytest.param(7, marks=SLOW)])
 def test_a_stride_in_the_3x3_convolution_reads_every_bin(rng, roi_size):
     """The first block by its definition: stride 2 of a grid of 14 x 14 in the 3x3 convolution and in the shortcut."""
     dialect = DETECTRON.replace(backbone={'stride_in_3x3': True})

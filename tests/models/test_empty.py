@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import DENA, MATTERPORT
-from tests.support.models import shallow_model
+from tests.support.models import VERY_NARROW, shallow_model
 
 #: An upscaled image of 8 x 8 pixels has no proposal of this size in pixels of the image.
 MIN_SIZE = 12
@@ -19,7 +19,7 @@ LIMITS = {'min_size': 32, 'max_size': 64, 'rpn_pre_nms': 50, 'rpn_post_nms': 5, 
 
 def build(name, **changes):
     preset, fields = NETWORKS[name]
-    return shallow_model(preset, **{**LIMITS, **fields, **changes})
+    return shallow_model(preset, **{**LIMITS, **VERY_NARROW, **fields, **changes})
 
 
 @pytest.fixture(scope='module', params=NETWORKS)

@@ -9,6 +9,7 @@ from chainercv.utils import apply_to_iterator, assert_is_instance_segmentation_l
 import mask_rcnn
 from mask_rcnn.inference.predictor import Predictor
 from mask_rcnn.models.backbones import resnet
+from tests.support.models import VERY_NARROW
 
 #: Smallest difference between scores whose order float32 determines: more than 100 times its rounding errors.
 MIN_SCORE_GAP = 1e-4
@@ -100,7 +101,7 @@ def test_mask_rois_are_boxes_in_the_network_input(small_fpn_model, image, monkey
     np.testing.assert_allclose(rois, detections.boxes * scale, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['small_model', 'small_fpn_model'])
+@pytest.mark.parametrize('name', [pytest.param('small_model', marks=pytest.mark.slow), 'small_fpn_model'])
 def test_mask_head_returns_the_map_of_each_detections_class(name, image, request):
     """The probabilities are the sigmoid of the logits of the detection's class, pooled from its box alone."""
     model = request.getfixturevalue(name)
@@ -115,6 +116,7 @@ def test_mask_head_returns_the_map_of_each_detections_class(name, image, request
             np.testing.assert_allclose(mask, 1 / (1 + np.exp(-logits[0, label])), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_detections(small_model, image):
     model = mask_rcnn.build(small_model.config, score_threshold=1.0)
     (nothing,) = model.detect([image])
@@ -124,7 +126,7 @@ def test_no_detections(small_model, image):
     assert masks[0].shape == (0, 48, 60) and labels[0].shape == scores[0].shape == (0,)
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 40), (33, 2)])
+@pytest.mark.parametrize('size', [(1, 1), pytest.param((1, 40), marks=pytest.mark.slow), (33, 2)])
 def test_extreme_image_sizes(small_model, size):
     (detections,) = small_model.detect([np.full((3, *size), 100, np.float32)])
     assert detections.masks.shape == (len(detections), *size)
@@ -180,4 +182,4 @@ def test_chainercv_draws_the_detections(small_model, image):
 
 def test_number_of_class_names_must_be_the_number_of_classes():
     with pytest.raises(ValueError, match='2 class_names for 3 classes'):
-        mask_rcnn.build('resnet50', n_fg_class=3, class_names=['a', 'b'])
+        mask_rcnn.build('mobilenet_v1_fpn', width=0.25, n_fg_class=3, class_names=['a', 'b'], **VERY_NARROW)

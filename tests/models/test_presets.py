@@ -109,7 +109,7 @@ def test_load_refuses_other_dialects(dena_file):
         mask_rcnn.load(dena_file, dialect='matterport')
 
 
-@pytest.mark.parametrize('dialect', ['detectron', 'dena'])
+@pytest.mark.parametrize('dialect', ['detectron', pytest.param('dena', marks=pytest.mark.slow)])
 def test_batch_normalisation_gets_the_constant_of_the_dialect(tmp_path, dialect):
     """The normalisation of the file and the loaded one have the same slope."""
     source = models.small_model(dialect=DENA, norm='bn', sampling_ratio=2, rpn_min_size=4.0, max_detections=0)

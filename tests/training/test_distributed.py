@@ -102,7 +102,7 @@ def test_values_and_objects_are_exchanged(results):
     [
         ('raises', 1, 'the disk is on fire'),
         pytest.param('exits', 3, 'process 1 of 2 failed', marks=pytest.mark.slow),
-        ('killed', None, ''),
+        pytest.param('killed', None, '', marks=pytest.mark.slow),
         pytest.param('different_models', 1, 'the processes have different models', marks=pytest.mark.slow),
     ],
 )

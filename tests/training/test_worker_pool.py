@@ -70,7 +70,7 @@ NO_KEY = KeyError('some\nthing'), r"image4.jpg: KeyError: 'some\nthing'"
 
 @pytest.mark.parametrize(
     ('workers', 'error', 'message'),
-    [(0, *DAMAGED), (0, *NO_KEY), (1, *NO_KEY), pytest.param(1, *DAMAGED, marks=pytest.mark.slow)],
+    [(0, *DAMAGED), (0, *NO_KEY), *(pytest.param(1, *error, marks=pytest.mark.slow) for error in (DAMAGED, NO_KEY))],
 )
 def test_errors_name_the_image(workers, error, message):
     iterator = ExampleIterator(BrokenAt(4, error), index_and_seed, 2, workers=workers, shuffle=False)
@@ -214,7 +214,9 @@ def pending_and_blocked(pid):
 
 
 @needs_proc
-@pytest.mark.parametrize(('mode', 'status'), [('ends', 0), ('fails immediately', 1)])
+@pytest.mark.parametrize(
+    ('mode', 'status'), [pytest.param('ends', 0, marks=pytest.mark.slow), ('fails immediately', 1)]
+)
 def test_a_run_without_finalize_ends(start, mode, status):
     process, workers = start(mode)
     _, errors = process.communicate(timeout=120)

@@ -253,7 +253,7 @@ def test_another_epsilon_keeps_the_function(random_arrays, random_file):
     'flags',
     [
         ('--bn2affine',),
-        ('--dialect', 'detectron'),
+        pytest.param(('--dialect', 'detectron'), marks=pytest.mark.slow),
         pytest.param((), marks=pytest.mark.slow),
         pytest.param(('--bn2affine', '--dialect=dena'), marks=pytest.mark.slow),
     ],
@@ -401,13 +401,10 @@ def test_the_settings_of_matterport_are_refused(tmp_path, capsys):
 # The files of the original program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('kind', 'seed'),
-    [
-        ('snapshot', 7),
-        pytest.param('detectron', 50, marks=pytest.mark.slow),
-        pytest.param('affine', 7, marks=pytest.mark.slow),
-    ],
+    [('snapshot', 7), ('detectron', 50), ('affine', 7)],
 )
 def test_the_files_of_the_original_program(dena_golden, tmp_path, capsys, kind, seed):
     """Every array survives ``convert`` bit for bit, apart from the counters and the mask of the background."""

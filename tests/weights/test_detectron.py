@@ -172,7 +172,13 @@ def test_the_order_of_the_rows_of_the_heads(read):
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays.values())
 
 
-@pytest.mark.parametrize('extractor', BACKBONES)
+@pytest.mark.parametrize(
+    'extractor',
+    [
+        name if name in ('resnet50', 'resnext101_32x8d') else pytest.param(name, marks=pytest.mark.slow)
+        for name in BACKBONES
+    ],
+)
 def test_c4_models_fit_the_native_network(read, extractor):
     file = read({'blobs': model_blobs(4, *BACKBONES[extractor])})
     assert file.config == Config(extractor=extractor, n_fg_class=3)
@@ -662,6 +668,7 @@ def test_golden_conversion(golden_pickle):
     assert not arrays
 
 
+@pytest.mark.slow
 def test_golden_conversion_takes_little_memory(golden_pickle, root, tmp_path):
     """The whole process of the command takes less than twice the size of the file, which has the arrays once."""
     path, _ = golden_pickle
@@ -688,8 +695,8 @@ def test_a_small_file_through_the_unpickler(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'preset', 'n_used'),
     [
-        ('faster_R-50-FPN', 'resnet50_fpn', 189),
         ('R-50-FPN_GN', 'resnet50_fpn_gn', 223),
+        pytest.param('faster_R-50-FPN', 'resnet50_fpn', 189, marks=pytest.mark.slow),
         pytest.param('X-101-32x8d-FPN', 'resnext101_32x8d_fpn', 354, marks=pytest.mark.slow),
     ],
 )

@@ -114,7 +114,7 @@ def model_forward(model, x):
         return features, model.box_head.res5(features[:, :, ::2, ::2]).array
 
 
-@pytest.mark.parametrize('norm', ['affine', 'bn'])
+@pytest.mark.parametrize('norm', ['affine', pytest.param('bn', marks=pytest.mark.slow)])
 def test_loading_backbones_between_c4_and_fpn_models(weight_file, image, expected, tmp_path, norm):
     """An FPN model loads ImageNet weights, also with another epsilon, and a C4 model's; and vice versa."""
     dialect = DETECTRON.replace(backbone={'bn_eps': 1e-3})
@@ -277,7 +277,13 @@ HEADS = (
 )
 
 
-@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('caffe.npz', 'ResNet-50-model.caffemodel', 'R-50.pkl'),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('ResNet-50-model.npz', 'R-50_d2c.npz')),
+    ],
+)
 def test_every_format_loads_the_same_network(weight_file, models, image, expected, name):
     path, title = weight_file(name), FORMATS[name][1]
     both = name in ('caffe.npz', 'R-50.pkl')  # a file with batch normalisation and one without
@@ -331,6 +337,7 @@ def test_resnet101(tmp_path, models, monkeypatch):
         load_pretrained(models['affine'], tmp_path / 'r101.npz')
 
 
+@pytest.mark.slow
 def test_the_public_imagenet_weights_classify_photos(shared, models):
     """Real weights classify photos, which requires the correct channel order and strides."""
     cv2 = pytest.importorskip('cv2')
@@ -446,6 +453,7 @@ def test_other_classes_and_other_anchors_are_reported(model_file):
     )
 
 
+@pytest.mark.slow
 def test_conversion_between_normalisations(model_file, tmp_path, image):
     path, _ = model_file
     affine, bn = (constant_model(n_fg_class=3, norm=norm) for norm in ('affine', 'bn'))

@@ -346,7 +346,13 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize('data', NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize(
+    'data',
+    [
+        pytest.param(data, id=name, marks=[pytest.mark.slow] if name == 'dictionaries' else [])
+        for name, data in NESTED.items()
+    ],
+)
 def test_deep_and_shared_nesting_is_harmless(tmp_path, data):
     assert isinstance(load_bytes(tmp_path, data), (list, tuple, dict))
 
@@ -401,6 +407,7 @@ def test_truncated_files(tmp_path, root):
     assert not [o for o in outcomes.values() if o.startswith('loaded')]
 
 
+@pytest.mark.slow
 def test_bit_flipped_files(tmp_path, root):
     good, generator = list(small_files().values()), random.Random(0)
     bad = [flipped for data in good for flipped in bit_flips(data, 200, generator)]
