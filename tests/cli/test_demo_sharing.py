@@ -63,7 +63,7 @@ def run_demo(modelfile, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize('n_passes', [1, 2])
+@pytest.mark.parametrize('n_passes', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_three_processes_write_what_one_writes(run_demo, monkeypatch, n_passes):
     """The processes are threads.  A model can have one threshold of NMS for pictures and one for JSON."""
     if n_passes == 2:

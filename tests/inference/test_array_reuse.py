@@ -68,11 +68,11 @@ def owner(array):
 @pytest.mark.parametrize(
     ('preset', 'changes'),
     [
-        ('resnet50', {}),
+        pytest.param('resnet50', {}, marks=pytest.mark.slow),
         ('resnet50', {'dialect': DENA}),
         ('resnet50_fpn', {'dialect': TORCHVISION}),
         ('resnet50_fpn', {'dialect': MATTERPORT, 'max_size': 128}),
-        ('resnext50_32x4d_fpn', {}),
+        pytest.param('resnext50_32x4d_fpn', {}, marks=pytest.mark.slow),
         ('mobilenet_v1_fpn', {}),
         pytest.param('keypoint_resnet50_fpn', {}, marks=pytest.mark.slow),
     ],

@@ -7,7 +7,10 @@ import pytest
 from mask_rcnn.models.backbones.resnet import Bottleneck, ResNet
 
 
-@pytest.mark.parametrize(('name', 'n_conv'), [('resnet50', 1 + 3 * 13 + 3), ('resnet101', 1 + 3 * 30 + 3)])
+@pytest.mark.parametrize(
+    ('name', 'n_conv'),
+    [('resnet50', 1 + 3 * 13 + 3), pytest.param('resnet101', 1 + 3 * 30 + 3, marks=pytest.mark.slow)],
+)
 def test_number_of_convolutions(name, n_conv):
     convolutions = [
         link for link in ResNet(name, norm='affine').links() if isinstance(link, chainer.links.Convolution2D)
@@ -24,7 +27,7 @@ def test_stride_is_in_the_first_convolution_of_each_stage():
         assert stage.block1.conv1.conv.stride[0] == 1
 
 
-@pytest.mark.parametrize('size', [(64, 96), (65, 33), (1, 1)])
+@pytest.mark.parametrize('size', [pytest.param((64, 96), marks=pytest.mark.slow), (65, 33), (1, 1)])
 def test_feature_map_sizes_are_rounded_up(size):
     with chainer.no_backprop_mode():
         (features,) = ResNet('resnet50', norm='affine')(np.zeros((1, 3, *size), np.float32))

@@ -206,7 +206,13 @@ BROKEN_CUPY = {
 }
 
 
-@pytest.mark.parametrize(('source', 'reason'), BROKEN_CUPY.items(), ids=['absent', 'broken', 'wrapped', 'no device'])
+@pytest.mark.parametrize(
+    ('source', 'reason'),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in ('absent', 'wrapped') else [])
+        for name, case in zip(('absent', 'broken', 'wrapped', 'no device'), BROKEN_CUPY.items(), strict=True)
+    ],
+)
 def test_without_a_gpu_one_line_states_why_and_nothing_runs(source, reason, check, monkeypatch, tmp_path, capsys):
     (tmp_path / 'cupy.py').write_text(source)
     monkeypatch.setitem(check.ENVIRONMENT, 'PYTHONPATH', f'{tmp_path}{os.pathsep}{check.ROOT}')

@@ -92,7 +92,7 @@ def save(iterator):
     return file
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_run_continues_exactly(workers):
     def make(seed=5):
         return ExampleIterator(range(7), index_and_seed, 3, seed=seed, workers=workers)

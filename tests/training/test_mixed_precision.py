@@ -80,7 +80,7 @@ def share_rois(source, target):
     ('extractor', 'norm', 'stages', 'side', 'tolerance'),
     [
         ('resnet50_fpn', 'affine', 2, 64, 0.12),
-        ('mobilenet_v1_fpn', 'affine', 0, 64, 0.2),
+        pytest.param('mobilenet_v1_fpn', 'affine', 0, 64, 0.2, marks=pytest.mark.slow),
         pytest.param('resnet50_fpn', 'affine', 2, 128, 0.12, marks=pytest.mark.slow),
         pytest.param('resnet50', 'affine', 2, 80, 0.06, marks=pytest.mark.slow),
         pytest.param('resnet50', 'bn', 0, 80, 0.25, marks=pytest.mark.slow),

@@ -169,7 +169,10 @@ def test_training_from_a_model_starts_at_the_first_iteration(tmp_path, uninterru
     'network',
     [
         NETWORK,
-        ['--pretrained', 'none', '--norm', 'affine', '--set', 'rpn_channels=8', 'mask_channels=8'],
+        pytest.param(
+            ['--pretrained', 'none', '--norm', 'affine', '--set', 'rpn_channels=8', 'mask_channels=8'],
+            marks=pytest.mark.slow,
+        ),
         ['--pretrained', 'none', '--norm', 'bn', '--set', 'rpn_channels=8', 'mask_channels=8'],
     ],
     ids=['fpn', 'affine', 'bn'],

@@ -149,7 +149,10 @@ def test_a_line_joins_a_label_with_a_distant_box(left, joined):
     assert not canvas[:40].any() and not canvas[55:].any()
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 50), (50, 1), (3, 3), (64, 48), (1500, 40), (2300, 3100)])
+@pytest.mark.parametrize(
+    'size',
+    [(1, 1), (1, 50), (50, 1), (3, 3), (64, 48), (1500, 40), pytest.param((2300, 3100), marks=pytest.mark.slow)],
+)
 def test_image_sizes_from_1_pixel_to_7_megapixels(rng, size):
     height, width = size
     boxes = [

@@ -85,7 +85,7 @@ def test_arrows_lead_from_the_old_to_the_new_centre():
 
 
 @pytest.mark.parametrize('size', SIZES)
-@pytest.mark.parametrize('n', [0, 1, 100])
+@pytest.mark.parametrize('n', [0, 1, pytest.param(100, marks=pytest.mark.slow)])
 def test_labels_cover_neither_their_boxes_nor_each_other(size, n):
     figure, axes = panel(size)
     boxes = random_boxes(n, size)
