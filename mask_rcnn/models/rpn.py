@@ -201,7 +201,7 @@ class RPN(chainer.Chain):
             'pre_nms': pre_nms or config.rpn_pre_nms,
             'post_nms': post_nms or config.rpn_post_nms,
             'nms_threshold': config.rpn_nms_threshold,
-            'min_size': min_size if dialect.rpn.min_size_inclusive else _next_normal(min_size),
+            'min_size': min_size if dialect.rpn.min_size_inclusive else np.nextafter(min_size, np.float32(np.inf)),
             'weights': dialect.boxes.rpn_delta_weights,
             'offset': dialect.boxes.offset,
             'clip_offset': dialect.boxes.clip_offset,
@@ -225,8 +225,3 @@ def _sigmoid(logits):
     if padded_selection.is_supported(logits):
         return padded_selection.sigmoid_gpu(logits)
     return F.sigmoid(logits.astype(np.float32, copy=False)).array
-
-
-def _next_normal(value: float) -> np.float32:
-    """Return the next float32 above a value that is not denormal: a GPU takes denormal numbers for 0."""
-    return max(np.nextafter(np.float32(value), np.float32(np.inf)), np.finfo(np.float32).tiny)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from mask_rcnn.config import Config
-from mask_rcnn.models import rpn
 from mask_rcnn.models.rpn import RPN
 from mask_rcnn.ops.boxes.anchors import shift_anchors
 from mask_rcnn.preprocessing.image_transform import ImageTransform
@@ -96,9 +95,3 @@ def test_all_images_of_a_batch_have_their_own_scale():
         first, second = rpn.propose([np.zeros((2, 4, 2, 2), np.float32)], (64, 64), transforms)
     assert len(first) == 4
     np.testing.assert_array_equal(second, [[8, 8, 39, 39]])
-
-
-def test_the_least_size_of_a_proposal_is_no_denormal_number():
-    """A GPU takes it for 0 and would keep empty proposals."""
-    assert rpn._next_normal(0) == np.finfo(np.float32).tiny
-    assert rpn._next_normal(2) == np.nextafter(np.float32(2), np.float32(3))

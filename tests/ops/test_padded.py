@@ -182,7 +182,7 @@ def test_padded_detections_do_not_synchronise(on_device, rng):
     [
         {},
         {'offset': 0.0, 'clip_offset': 0.0, 'weights': (5, 5, 2, 3)},
-        {'offset': 0.0, 'clip_offset': 0.0, 'require_centre_inside': False, 'min_size': np.finfo(np.float32).tiny},
+        {'offset': 0.0, 'clip_offset': 0.0, 'require_centre_inside': False, 'min_size': np.nextafter(np.float32(0), 1)},
         {'last_of_ties_first': True, 'drop_small_first': True, 'require_centre_inside': False, 'offset': 0.0},
     ],
 )
@@ -200,6 +200,20 @@ def test_padded_proposals_of_any_layout_and_dialect(backend, rng, dtype, channel
     np.testing.assert_array_equal(found[:n], expected_scores)
     np.testing.assert_allclose(boxes[:n], expected_boxes, rtol=0, atol=1e-5)
     assert (found[n:] == -np.inf).all()
+
+
+def test_proposals_without_area_are_dropped(backend, rng):
+    """In detectron2's dialect the least side is the next number above 0, which a GPU takes for 0."""
+    scores, deltas, anchors = proposal_inputs(rng)
+    anchors[0][::2] -= 200  # outside the image, which clips them to its border
+    offsets = {'offset': 0.0, 'clip_offset': 0.0, 'require_centre_inside': False}
+    options = {**offsets, 'post_nms': 500, 'min_size': np.nextafter(np.float32(0), 1)}
+    inputs = scores, [np.zeros_like(level) for level in deltas], anchors
+    expected, _ = proposals(inputs, **options)
+    device_inputs = [[backend.array(level) for level in arrays] for arrays in inputs]
+    boxes, found = map(backend.numpy, proposals(device_inputs, padded=True, **options))
+    boxes = boxes[found > -np.inf]
+    assert len(boxes) == len(expected) > 10 and (boxes[:, 2:] > boxes[:, :2]).all()
 
 
 @pytest.mark.parametrize('dialect', [DETECTRON, MATTERPORT, DENA, TORCHVISION, DETECTRON2])

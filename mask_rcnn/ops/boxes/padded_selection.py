@@ -130,7 +130,7 @@ def propose_gpu(
         require_centre_inside: Whether proposals with a centre outside the image are dropped.
     """
     xp = get_array_module(levels[0][0])
-    validity = [*map(np.float32, (*decoding.size, scale, min_size)), np.int32(require_centre_inside)]
+    validity = [*map(np.float32, (*decoding.size, scale)), _min_side(min_size), np.int32(require_centre_inside)]
     if drop_small_first:
         levels = [_drop_invalid(level, decoding, validity) for level in levels]
     counts = [min(pre_nms, len(scores)) for scores, _, _ in levels]
@@ -154,6 +154,11 @@ def propose_gpu(
     )
     boxes, _, scores = _take_kept(keep, -1, boxes, scores, groups)
     return boxes, scores
+
+
+def _min_side(min_size: float) -> np.float32:
+    """Return a minimum side as an argument of a kernel; a GPU takes denormal numbers for 0, which empty boxes have."""
+    return np.maximum(np.float32(min_size), np.finfo(np.float32).tiny if min_size else np.float32(0))
 
 
 def _drop_invalid(
@@ -316,7 +321,7 @@ def _decode_candidates(
             *decoding.decoding_arguments(),
             *decoding.low(),
             *decoding.high(),
-            np.float32(min_box_size if min_box_size else -math.inf),
+            _min_side(min_box_size) if min_box_size else np.float32(-math.inf),
             boxes,
             scores,
             labels,
