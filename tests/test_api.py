@@ -45,6 +45,7 @@ def test_the_example_of_the_page(root, tmp_path, monkeypatch, capsys):
     assert str(result.losses[0]) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_losses_and_metrics_are_those_of_the_command_on_the_same_data(tmp_path):
     data = Scenes()
     path = write_coco(data, tmp_path)

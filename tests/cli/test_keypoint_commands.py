@@ -85,6 +85,7 @@ def persons(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_keypoint_training_evaluation_and_demo(persons, capsys):
     """coco2017 is person_keypoints_*2017.json; the metrics, results, log, table and model contain keypoints."""
     assert train.main([*NEW, '--iteration', '2', '--validation', '2', '--snapshot', '2'], persons) == 0

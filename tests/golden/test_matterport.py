@@ -30,8 +30,10 @@ from tests.support.golden import (
 )
 from tests.support.matterport import MatterportCase, load_h5
 
+pytestmark = pytest.mark.slow
+
 SHAPES, COCO = 'shapes_resnet50_shapes7', 'coco_resnet50'
-CASES = (SHAPES, pytest.param(COCO, marks=pytest.mark.slow))
+CASES = (SHAPES, COCO)
 STEP = 'train_shapes_resnet50'
 
 #: Largest difference, in standard deviations of a blob: up to 50 layers add float32 numbers in another order.
@@ -310,7 +312,6 @@ def backward(matterport_golden, h5_file, gpu):
     return step, model, losses
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'matterport_name'),
     [
@@ -339,7 +340,6 @@ KERNELS = {
 }
 
 
-@pytest.mark.slow
 def test_gradients(backward, h5_file):
     """Norms agree within 2e-4, elements within 0.2 % of the largest, because inputs near zero pass a ReLU or not.
 

@@ -74,7 +74,9 @@ def test_only_the_context_leaves_weights_out():
     assert draws()
 
 
-@pytest.mark.parametrize(('options', 'norm'), [({'bn2affine': True}, 'affine'), ({'norm': 'bn'}, 'bn')])
+@pytest.mark.parametrize(
+    ('options', 'norm'), [({'bn2affine': True}, 'affine'), pytest.param({'norm': 'bn'}, 'bn', marks=pytest.mark.slow)]
+)
 def test_load_converts_the_normalisation(small_model, weight_file, image, options, norm):
     model = mask_rcnn.load(weight_file, **options)
     has_bn = any(isinstance(link, chainer.links.BatchNormalization) for link in model.links())

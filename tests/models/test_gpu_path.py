@@ -23,7 +23,7 @@ from tests.support.models import shallow_model
 FEW = {'rpn_pre_nms': 50, 'rpn_post_nms': 5, 'max_detections': 3, 'score_threshold': 0.05}
 
 
-@pytest.fixture(params=['resnet50', 'resnet50_fpn', 'mobilenet_v1_fpn'])
+@pytest.fixture(params=['resnet50', pytest.param('resnet50_fpn', marks=pytest.mark.slow), 'mobilenet_v1_fpn'])
 def model(request):
     return shallow_model(request.param, width=0.25 if 'mobile' in request.param else 1.0, **FEW)
 

@@ -87,6 +87,7 @@ def test_equals_chainer(rng, tuning, kernel, stride, pad, size):
     np.testing.assert_allclose(y.array, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kernel', 'stride', 'pad', 'size'), GEOMETRIES)
 def test_gradients(rng, tuning, kernel, stride, pad, size):
     inputs = arrays(rng, kernel, size, np.float64, n=2)

@@ -22,6 +22,8 @@ CONFIGS = {
 }
 #: Upscaling, downscaling, no resizing, limits on the longer side, and few pixels.
 SIZES = [(48, 71), (150, 210), (80, 100), (96, 128), (31, 300), (300, 31), (1, 1), (1, 9), (7, 1)]
+#: Those that are left to the slow tests.
+MORE_SIZES = [(80, 100), (96, 128), (31, 300), (1, 9)]
 
 
 @pytest.fixture(params=['emulated', pytest.param('cuda', marks=pytest.mark.gpu)])
@@ -52,7 +54,9 @@ def assert_equal_to_the_cpu(image, config, xp):
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(
+    'size', [pytest.param(size, marks=pytest.mark.slow) if size in MORE_SIZES else size for size in SIZES]
+)
 def test_bits_are_those_of_the_cpu(rng, xp, size, config, dtype):
     assert_equal_to_the_cpu(random_image(rng, size, dtype), config, xp)
 

@@ -107,6 +107,7 @@ def test_aligned_rois_without_area_have_no_samples(backend, rng):
     np.testing.assert_allclose(gx.sum(axis=(2, 3))[0], gy[4].sum(axis=(1, 2)), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('ratio', 'aligned', 'bin_step'), [(0, False, 1), (2, False, 2), (0, True, 2), (3, True, 1)])
 def test_gradients_equal_numerical_ones(backend, rng, ratio, aligned, bin_step):
     x, rois, indices = random_problem(rng, n=5, channels=2, size=(6, 7), dtype=np.float64)

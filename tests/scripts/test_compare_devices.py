@@ -70,7 +70,7 @@ def test_updates(loss, change, passed, compare):
         assert row['error'] == pytest.approx(loss - 1) and row['change_error'] == pytest.approx((change - 0.1) / 0.1)
 
 
-@pytest.mark.parametrize('command', ['detect', 'update'])
+@pytest.mark.parametrize('command', ['detect', pytest.param('update', marks=pytest.mark.slow)])
 def test_the_cpu_agrees_with_itself(command, compare, tmp_path, capsys):
     path = tmp_path / 'result.json'
     assert compare.main([command, '--gpu', '-1', '--json', str(path)]) == 0

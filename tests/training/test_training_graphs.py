@@ -121,6 +121,7 @@ class TwoViews(MaskRCNNTrainChain):
         return [examples]
 
 
+@pytest.mark.slow
 def test_a_chain_may_run_several_forward_passes_before_a_backward_pass(monkeypatch):
     """For images of two sizes, four passes are pending."""
     use_narrow_resnet(monkeypatch)

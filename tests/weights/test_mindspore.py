@@ -264,6 +264,7 @@ def test_hostile_files_raise_a_one_line_error(tmp_path, name):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 def test_damaged_files_do_nothing(tmp_path, root):
     good = checkpoint(ARRAYS)
     bad = [good[:i] for i in range(0, len(good) - 1, 3)]

@@ -114,7 +114,8 @@ def model_forward(model, x):
         return features, model.box_head.res5(features[:, :, ::2, ::2]).array
 
 
-@pytest.mark.parametrize('norm', ['affine', pytest.param('bn', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['affine', 'bn'])
 def test_loading_backbones_between_c4_and_fpn_models(weight_file, image, expected, tmp_path, norm):
     """An FPN model loads ImageNet weights, also with another epsilon, and a C4 model's; and vice versa."""
     dialect = DETECTRON.replace(backbone={'bn_eps': 1e-3})
