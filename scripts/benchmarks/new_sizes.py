@@ -1,4 +1,4 @@
-"""Time the training iterations of new image sizes, and state what the first ones spend their time on.
+"""Time the training iterations of new image sizes, and divide the time of the first ones by its causes.
 
     python scripts/benchmarks/new_sizes.py [--extractor resnet50_fpn] [--gpu 0] [--precision fp16] [--sizes 6]
 
